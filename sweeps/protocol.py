@@ -11,11 +11,11 @@ The conversation is strict, so that a search with one worker and fixed slots can
 `Progress` is the worker's only message that wants no answer.
 """
 
-import json
-from dataclasses import asdict, dataclass, field
-from typing import Any, TextIO
+from dataclasses import dataclass, field
+from typing import Any
 
-from lora_core.records import DataInfo, ModelInfo, from_dict
+from lora_core.records import DataInfo, ModelInfo
+from lora_core.trial import Ended, Evaluated, TrialSpec
 
 
 @dataclass
@@ -38,40 +38,10 @@ class Ready:
 
 
 @dataclass
-class TrialSpec:
-    """One fully resolved trial. `folder` is where it writes `trial.json`, `metrics.jsonl` and (at
-    `config["adapter_path"]`) its adapter. `iters` is 0 for the base model."""
-
-    name: str
-    role: str
-    config: dict[str, Any]
-    folder: str
-    number: int | None = None
-    repeat: int = 0
-    params: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
 class Go:
     start: list[TrialSpec] = field(default_factory=list)
     stop: list[str] = field(default_factory=list)  # names of the pruned
     close: bool = False
-
-
-@dataclass
-class Evaluated:
-    """One new row of a trial's `metrics.jsonl`."""
-
-    name: str
-    row: dict[str, float]
-
-
-@dataclass
-class Ended:
-    """A trial has written its `trial.json`; `record` is its content."""
-
-    name: str
-    record: dict[str, Any]
 
 
 @dataclass

@@ -1,0 +1,1 @@
+"""Where a base model comes from: a package, a GGUF file, a folder, a hub, or code."""
