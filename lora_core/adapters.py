@@ -1,0 +1,194 @@
+"""LoRA on a frozen layer, for several trials at once (design: ΔW = s·B·A, Hu et al. 2021, section 4.1).
+
+The input's rows are those of K slots, one after the other. A is [K, in, r], B is [K, r, out]; ranks are padded
+with zeros, which get zero gradients and stay zero. Where several layers of experts share one module, the rows
+come sorted by expert, so that slots cannot be told apart: such a model is trained with K = 1.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_unflatten
+from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
+
+from lora_core.config import LoraParameters
+from lora_core.errors import UserError, near
+
+LINEAR = (nn.Linear, nn.QuantizedLinear)
+EXPERTS = (SwitchLinear, QuantizedSwitchLinear)
+
+
+@dataclass
+class Active:
+    """What one layer needs while a pack runs through it. Dropout is inverted: kept values are divided by `keep`."""
+
+    a: mx.array  # [K, in, r]
+    b: mx.array  # [K, r, out]
+    multiplier: mx.array  # [K]
+    keep: mx.array | None  # [K], None: no slot drops anything
+    keys: mx.array | None  # uint32 [K, 2]
+    drop_input: bool  # dropout on the input of ΔW, not on ΔW·x
+    dtype: mx.Dtype  # of the adapter's matrix products
+
+
+class StackedLora(nn.Module):
+    """A frozen linear layer with room for the adapters of K slots; without `active` it is the layer alone."""
+
+    def __init__(self, linear: nn.Module) -> None:
+        super().__init__()
+        self.linear = linear
+        self.active: Active | None = None
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """x [K·b, T, in] → [K·b, T, out]."""
+        y = self.linear(x)
+        if self.active is None:
+            return y
+        delta = self._delta(self.active, x)
+        return y + delta.reshape(y.shape).astype(y.dtype)
+
+    def _delta(self, active: Active, x: mx.array) -> mx.array:
+        rows = x.reshape(active.a.shape[0], -1, x.shape[-1]).astype(active.dtype)
+        if active.drop_input:
+            rows = _drop(rows, active)
+        delta = (rows @ active.a.astype(active.dtype)) @ active.b.astype(active.dtype)
+        delta = delta * active.multiplier[:, None, None].astype(active.dtype)
+        return delta if active.drop_input else _drop(delta, active)
+
+    def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Shapes of A and B at rank 1, in this module's own layout."""
+        outputs, inputs = self.linear.weight.shape
+        if isinstance(self.linear, nn.QuantizedLinear):
+            inputs = inputs * 32 // self.linear.bits
+        return (inputs, 1), (1, outputs)
+
+
+class ExpertLora(StackedLora):
+    """The same on a layer of E experts: A is [1, E, in, r], B is [1, E, r, out]."""
+
+    def __call__(self, x: mx.array, indices: mx.array, sorted_indices: bool = False) -> mx.array:
+        y = self.linear(x, indices, sorted_indices=sorted_indices)
+        active = self.active
+        if active is None:
+            return y
+
+        def through(z: mx.array, weight: mx.array) -> mx.array:
+            weight = weight[0].astype(active.dtype)
+            return mx.gather_mm(z, weight, rhs_indices=indices, sorted_indices=sorted_indices)
+
+        rows = x.astype(active.dtype)
+        rows = _drop(rows[None], active)[0] if active.drop_input else rows
+        delta = through(through(rows, active.a), active.b) * active.multiplier[0].astype(active.dtype)
+        delta = delta if active.drop_input else _drop(delta[None], active)[0]
+        return y + delta.astype(y.dtype)
+
+    def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        experts, outputs, inputs = (
+            self.linear.num_experts, self.linear.output_dims, self.linear.input_dims,
+        )  # fmt: skip
+        return (experts, inputs, 1), (experts, 1, outputs)
+
+
+def _drop(values: mx.array, active: Active) -> mx.array:
+    """Each slot's mask comes from its own key at its own shape, so neighbours and rank do not move it."""
+    if active.keep is None or active.keys is None:
+        return values
+    masks = [
+        mx.random.uniform(shape=values.shape[1:], key=active.keys[k]) < active.keep[k]
+        for k in range(values.shape[0])
+    ]
+    keep = active.keep.reshape(-1, *[1] * (values.ndim - 1)).astype(values.dtype)
+    return mx.where(mx.stack(masks), values / keep, 0)
+
+
+@dataclass
+class Site:
+    """One adapted layer: `index` is the same for this layer in every pack, whatever its depth."""
+
+    layer: int
+    key: str  # block-relative name
+    index: int
+    module: StackedLora
+
+
+def install(blocks: Sequence[nn.Module], keys: Sequence[str]) -> list[Site]:
+    """Puts a StackedLora around every layer named in `keys` (all linear layers of the model) in every block."""
+    sites = []
+    for layer, block in enumerate(blocks):
+        found = {name: module for name, module in block.named_modules() if name in keys}
+        wrapped = {name: _wrap(module) for name, module in found.items()}
+        block.update_modules(tree_unflatten(list(wrapped.items())))
+        for name, module in wrapped.items():
+            sites.append(Site(layer, name, layer * len(keys) + keys.index(name), module))
+    return sites
+
+
+def _wrap(module: nn.Module) -> StackedLora:
+    return ExpertLora(module) if isinstance(module, EXPERTS) else StackedLora(module)
+
+
+def remove(blocks: Sequence[nn.Module]) -> None:
+    """Undoes `install`."""
+    for block in blocks:
+        plain = [(n, m.linear) for n, m in block.named_modules() if isinstance(m, StackedLora)]
+        block.update_modules(tree_unflatten(plain))
+
+
+def packable(sites: Sequence[Site]) -> bool:
+    """Whether more than one slot can share a pass."""
+    return not any(isinstance(site.module, ExpertLora) for site in sites)
+
+
+@contextmanager
+def activated(sites: Sequence[Site], actives: Sequence[Active]) -> Iterator[None]:
+    """The given layers carry the given adapters inside the `with`, and none outside."""
+    for site, active in zip(sites, actives, strict=True):
+        site.module.active = active
+    try:
+        yield
+    finally:
+        for site in sites:
+            site.module.active = None
+
+
+def check_keys(keys: list[str] | None, known: Sequence[str]) -> None:
+    """Raises UserError for a key that names no linear layer of a block."""
+    if keys is not None and not keys:
+        raise UserError("lora_parameters.keys is empty: expected layer names, or null for all linear layers.")
+    for key in keys or []:
+        if key not in known:
+            # A bare name such as q_proj deserves its full form before any look-alike.
+            full = [name for name in known if name.split(".")[-1] == key.split(".")[-1]]
+            hint = f" Did you mean {', '.join(full)}?" if full else near(key, known)
+            raise UserError(
+                f"lora_parameters.keys: {key!r} matches no linear layer of a block.{hint}\n"
+                f"Known: {', '.join(known)}"
+            )
+
+
+def initial(site: Site, lora: LoraParameters, seed: int, repeat: int) -> tuple[np.ndarray, np.ndarray]:
+    """A ~ N(0, σ²) and B = 0 of one layer, float32; σ² = 1/(3·in) unless `init_std` says otherwise.
+
+    Columns of A are drawn one after the other from a stream of (seed, repeat, layer), so column j does not
+    depend on the rank.
+    """
+    shape_a, shape_b = site.module.shapes()
+    inputs = shape_a[-2]
+    std = lora.init_std if lora.init_std is not None else (3 * inputs) ** -0.5
+    stream = np.random.default_rng(np.random.SeedSequence([seed, repeat, site.index]))
+    columns = stream.standard_normal((lora.rank, *shape_a[:-1]), dtype=np.float32)
+    a = np.moveaxis(columns, 0, -1) * np.float32(std)
+    return a, np.zeros((*shape_b[:-2], lora.rank, shape_b[-1]), dtype=np.float32)
+
+
+def padded(a: np.ndarray | mx.array, b: np.ndarray | mx.array, rank: int) -> tuple[mx.array, mx.array]:
+    """A and B with zero columns and rows added up to `rank`."""
+    a, b = mx.array(a), mx.array(b)
+    extra = rank - a.shape[-1]
+    none: list[Any] = [(0, 0)] * (a.ndim - 2)
+    return mx.pad(a, [*none, (0, 0), (0, extra)]), mx.pad(b, [*none, (0, extra), (0, 0)])

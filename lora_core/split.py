@@ -1,0 +1,108 @@
+"""Runs a part of an mlx-lm model: the blocks below a boundary, the blocks above it, or the head alone.
+
+Nothing is copied and no model class is patched. A *view* is a shallow copy of the modules on the way to the list
+of blocks, with stand-ins in that list that skip, capture or inject hidden states. The list keeps its length, so
+models that choose a mask by a block's number still do; what a stand-in makes unnecessary is never evaluated,
+since MLX is lazy.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+
+class _StandIn:
+    """Takes a module's place; anything it does not define itself is asked of the module."""
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
+class _Skip(_StandIn):
+    def __call__(self, hidden: mx.array, *_: Any, **__: Any) -> mx.array:
+        return hidden
+
+
+class _Inject(_StandIn):
+    def __init__(self, module: Any, hidden: mx.array) -> None:
+        super().__init__(module)
+        self._hidden = hidden
+
+    def __call__(self, *_: Any, **__: Any) -> mx.array:
+        return self._hidden
+
+
+class _Capture(_StandIn):
+    hidden: mx.array
+
+    def __call__(self, *args: Any, **kwargs: Any) -> mx.array:
+        self.hidden = self._module(*args, **kwargs)
+        return self.hidden
+
+
+class Split:
+    """A model that can be run in parts. Tokens are int [n, T], hidden states [n, T, D].
+
+    Raises ValueError if the list of blocks cannot be found.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.path = _path_to_blocks(model)
+        self.blocks: Sequence[nn.Module] = model.layers
+
+    def prefix(self, tokens: mx.array, boundary: int) -> mx.array:
+        """Hidden states after blocks 0 … boundary-1; `boundary` is at least 1."""
+        last = _Capture(self.blocks[boundary - 1])
+        skipped = [_Skip(block) for block in self.blocks[boundary:]]
+        self._trunk([*self.blocks[: boundary - 1], last, *skipped])(tokens)
+        return last.hidden
+
+    def suffix(self, tokens: mx.array, hidden: mx.array | None, boundary: int) -> mx.array:
+        """Final normed hidden states from those after block boundary-1 (from the tokens at boundary 0)."""
+        blocks = list(self.blocks)
+        if boundary > 0:
+            skipped = [_Skip(block) for block in blocks[: boundary - 1]]
+            blocks[:boundary] = [*skipped, _Inject(blocks[boundary - 1], hidden)]
+        return self._trunk(blocks)(tokens)
+
+    def head(self, hidden: mx.array) -> mx.array:
+        """Logits [n, T, vocabulary] of final normed hidden states."""
+        trunk = _Inject(_follow(self.model, self.path), hidden)
+        return _with(self.model, self.path, trunk)(mx.zeros(hidden.shape[:2], dtype=mx.int32))
+
+    def block_name(self, index: int) -> str:
+        """The full name of a block, as in the weight files: `model.layers.3`."""
+        return ".".join([*self.path, "layers", str(index)])
+
+    def _trunk(self, blocks: list[Any]) -> nn.Module:
+        view = copy.copy(_follow(self.model, self.path))
+        view["layers"] = blocks
+        return view
+
+
+def _path_to_blocks(model: nn.Module) -> list[str]:
+    for name, module in model.named_modules():
+        if module.get("layers") is model.layers and name:
+            return name.split(".")
+    raise ValueError(f"{type(model).__name__} has no module with a list of blocks that can be split")
+
+
+def _follow(module: Any, path: list[str]) -> Any:
+    for name in path:
+        module = module[name]
+    return module
+
+
+def _with(module: nn.Module, path: list[str], replacement: Any) -> nn.Module:
+    """A shallow copy of `module` whose submodule at `path` is `replacement`."""
+    view = copy.copy(module)
+    inner = replacement if len(path) == 1 else _with(module[path[0]], path[1:], replacement)
+    view[path[0]] = inner
+    return view
