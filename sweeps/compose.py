@@ -24,6 +24,7 @@ from sweeps.config import KEYS, PRUNERS, SAMPLERS
 from sweeps.explain import Known, explain
 
 CONF = "sweeps.conf"
+_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
 _OPTIONS: dict[str, set[type]] = {
     f"search.{part}.{option}": {int}
     for part, known in (("sampler", SAMPLERS), ("pruner", PRUNERS))
@@ -33,12 +34,12 @@ _OPTIONS: dict[str, set[type]] = {
 
 
 @contextmanager
-def own_errors() -> Iterator[None]:
-    """Turns every error of the libraries underneath into a UserError."""
+def own_errors(kinds: tuple[type[Exception], ...] = _ERRORS) -> Iterator[None]:
+    """Turns errors of the libraries underneath into a UserError."""
     known: Known = KEYS | _OPTIONS | {group: {str} for group in groups()}
     try:
         yield
-    except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
+    except kinds as error:
         raise explain(error, known) from None
 
 

@@ -7,7 +7,7 @@ from pathlib import PurePath
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
 from lora_core.config import TrainConfig, check
 from lora_core.errors import UserError, near
@@ -23,6 +23,7 @@ PRUNERS: dict[str, dict[str, int | None]] = {
     "median": {"n_startup_trials": 0, "n_warmup_steps": 0, "interval_steps": 1, "n_min_trials": 1},
     "none": {},
 }
+_EXAMPLES = {"data.path": "PATH: a folder of train/valid/test.jsonl, one .jsonl, or a Hugging Face id"}
 _STORAGES = ("sqlite", "postgresql", "mysql")
 _STORES = (*_STORAGES, "mssql", "http", "https", "file")
 
@@ -91,13 +92,12 @@ def resolve(composed: DictConfig) -> SweepConfig:
 
 
 def _typed(composed: DictConfig) -> SweepConfig:
+    # A merge would leave the default where the YAML says ???, "to be given".
+    for key in sorted(OmegaConf.missing_keys(composed)):
+        raise UserError(f"{key} is not set: give {key}={_EXAMPLES.get(key, 'VALUE')}")
     try:
         config = OmegaConf.to_object(OmegaConf.merge(_SCHEMA, composed))
     except OmegaConfBaseException as error:
-        if isinstance(error, MissingMandatoryValue) and error.full_key == "data.path":
-            raise UserError(
-                "data.path is not set: give a folder of train/valid/test.jsonl, one .jsonl or a hub id."
-            ) from None
         raise explain(error, KEYS) from None
     assert isinstance(config, SweepConfig)
     return config

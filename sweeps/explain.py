@@ -4,12 +4,7 @@ import re
 from collections.abc import Mapping
 
 from hydra.errors import MissingConfigException, OverrideParseException
-from omegaconf.errors import (
-    ConfigKeyError,
-    MissingMandatoryValue,
-    OmegaConfBaseException,
-    ValidationError,
-)
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
 from yaml import MarkedYAMLError
 
 from lora_core.errors import UserError, near
@@ -70,13 +65,11 @@ def _no_such_option(error: MissingConfigException) -> UserError:
 
 def _bad_value(error: OmegaConfBaseException, known: Known) -> UserError:
     key = error.full_key or ""
-    if isinstance(error, MissingMandatoryValue):
-        return UserError(f"{key} is not set: give {key}=VALUE.")
     if isinstance(error, ConfigKeyError | AttributeError):
         return unknown_key(key, known)
     if isinstance(error, ValidationError) and key in known:
         found = re.search(r"[Vv]alue '(.*?)'", str(error), re.DOTALL)
-        value = f"is {found[1]!r}" if found else "cannot be that"
+        value = ("is null" if found[1] == "None" else f"is {found[1]!r}") if found else "cannot be that"
         return UserError(f"{key} {value}: expected {expected(known[key])}.")
     return UserError(f"{key}: {_first_line(error)}" if key else _first_line(error))
 

@@ -25,7 +25,7 @@ from sweeps.keys import expected
 FIXED = (
     "seed", "study", "n_trials", "storage", "output_dir", "adapter_path", "fuse", "tracking", "cluster",
     "search", "hydra", "model", "data", "quantization", "quantization_group_size", "trainer.slots",
-    "trainer.batch_size", "trainer.max_seq_length", "trainer.eval_every", "trainer.eval_rows",
+    "trainer.max_seq_length", "trainer.eval_every", "trainer.eval_rows",
     "trainer.memory_fraction",
 )  # fmt: skip
 

@@ -7,18 +7,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hydra.core.override_parser.types import Override
-from omegaconf import OmegaConf
+from omegaconf import ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lora_core.errors import UserError
-from sweeps.axes import Axis
+from sweeps.axes import Axis, hydra_text
 from sweeps.compose import Composer, parse
 from sweeps.config import KEYS, SweepConfig, resolve
 from sweeps.explain import explain
 from sweeps.fingerprint import flat
 from sweeps.grammar import axis_from, is_fixed
 
-__all__ = ["Axis", "Job", "cap_num_layers", "make_job", "split", "written_keys"]
+__all__ = ["Axis", "Job", "cap_config", "cap_num_layers", "make_job"]
 
 
 @dataclass
@@ -54,16 +54,25 @@ def _put(cfg: Any, key: str, value: Any) -> None:
         raise explain(error, KEYS) from None
 
 
-def make_job(argv: list[str], config_dir: str | None = None) -> Job:
-    """The search that the overrides `argv` (no flags) ask for; every axis's choices or ends are checked."""
-    plain, sweeps = split(argv)
-    composer = Composer([str(override.input_line) for override in plain], config_dir)
+def make_job(overrides: list[str], config_dir: str | None = None) -> Job:
+    """The search that the overrides ask for; every choice or end of its axes is checked."""
+    plain, sweeps = split(overrides)
+    composer = Composer(texts_of(plain), config_dir)
     written = written_keys(plain)
-    axes = _axes(composer, sweeps, written)
-    job = Job(SweepConfig(), axes, written, argv, composer)
+    argv = [*(["--config-dir", config_dir] if config_dir else []), *overrides]
+    job = Job(resolve(composer.compose()), _axes(composer, sweeps, written), written, argv, composer)
+    if not job.axes:
+        raise UserError("There is nothing to search: give an axis, such as lora_parameters.rank=4,8,16")
     job.config = job.config_for({})
     _check_axes(job)
     return job
+
+
+def shown_overrides(overrides: list[str], config_dir: str | None = None) -> list[str]:
+    """Plain overrides under which Hydra shows the search: its axes are in search.space."""
+    plain, sweeps = split(overrides)
+    axes = _axes(Composer(texts_of(plain), config_dir), sweeps, written_keys(plain))
+    return [*texts_of(plain), f"search.space={hydra_text([str(axis) for axis in axes])}"]
 
 
 def split(argv: list[str]) -> tuple[list[Override], list[Override]]:
@@ -79,6 +88,11 @@ def split(argv: list[str]) -> tuple[list[Override], list[Override]]:
     return plain, sweeps
 
 
+def texts_of(overrides: list[Override]) -> list[str]:
+    """The overrides as typed."""
+    return [str(override.input_line) for override in overrides]
+
+
 def written_keys(plain: list[Override]) -> set[str]:
     """The keys and groups that plain overrides set."""
     return {override.key_or_group for override in plain}
@@ -90,15 +104,13 @@ def _axes(composer: Composer, sweeps: list[Override], written: set[str]) -> list
     for override in sweeps:
         axis = axis_from(override, KEYS, composer.groups)
         axes[axis.key] = replace(axis, written=True)
-    if not axes:
-        raise UserError("There is nothing to search: give an axis, such as lora_parameters.rank=4,8,16")
     return list(axes.values())
 
 
 def _packaged(composer: Composer, written: set[str]) -> list[Axis]:
-    texts = [str(text) for text in resolve(composer.compose()).search.space]
+    space = OmegaConf.select(composer.compose(), "search.space")
     found: dict[str, Axis] = {}
-    for override in parse(texts):
+    for override in parse([str(text) for text in space] if isinstance(space, ListConfig) else []):
         if not override.is_sweep_override():
             raise UserError(f"search.space: {override.input_line} is one value, not an axis.")
         axis = axis_from(override, KEYS, composer.groups)

@@ -1,0 +1,115 @@
+"""The command line: `lora-sweep train | search | report | ui`, the same as `python -m sweeps`.
+
+Nothing heavy is imported before it is known that it will be needed, so that `--help` is instant.
+"""
+
+import os
+import sys
+from importlib.metadata import version
+
+from lora_core.errors import UserError, near
+
+USAGE = """\
+Find the best LoRA fine-tune of a language model on MLX.
+
+  lora-sweep train  [key=value ...]        one fine-tune
+  lora-sweep search [key=a,b,c ...]        a search; the same study=NAME resumes it
+  lora-sweep report STUDY ...              HTML, Markdown, CSV and JSON about studies
+  lora-sweep ui                            the MLflow UI on the configured store
+
+Examples:
+  lora-sweep train model=smollm2 lora_parameters.rank=16
+  lora-sweep search data.path=my_data 'lora_parameters.scale_ratio=tag(log,interval(0.5,8))' n_trials=32
+
+train and search take Hydra's overrides and flags: --help lists groups and keys, --cfg job shows the result.
+  --version    the version of this program
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command. 0: done; 1: our own bug, with a traceback; 2: bad input; 130: interrupted."""
+    arguments = sys.argv[1:] if argv is None else argv
+    try:
+        return _run(arguments)
+    except UserError as error:
+        print(f"lora-sweep: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("lora-sweep: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`): Python must not complain at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run(arguments: list[str]) -> int:
+    command, *rest = arguments or ["--help"]
+    if command in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0
+    if command == "--version":
+        print(f"lora-sweep {version('lora-sweep')}")
+        return 0
+    if command not in _COMMANDS:
+        raise UserError(f"{command}: expected {', '.join(_COMMANDS)}.{near(command, _COMMANDS)}")
+    return _COMMANDS[command](rest)
+
+
+def _train(argv: list[str]) -> int:
+    from sweeps.flags import Flags
+
+    flags = Flags.parse(argv)
+    if flags.show or flags.multirun:
+        from sweeps import hydra_app
+
+        if flags.show:
+            return hydra_app.show("train", flags.given, flags.overrides)
+        return hydra_app.multirun(flags.given, flags.overrides, flags.config_dir)
+
+    from sweeps.compose import Composer, parse
+    from sweeps.config import resolve
+    from sweeps.space import written_keys
+
+    config = resolve(Composer(flags.overrides, flags.config_dir).compose())
+    from sweeps import train
+
+    return train.run(config, written_keys(parse(flags.overrides)), argv)
+
+
+def _search(argv: list[str]) -> int:
+    from sweeps.flags import Flags
+
+    flags = Flags.parse(argv)
+    if flags.multirun:
+        raise UserError(
+            "search takes no -m: write the axes as key=a,b,c. Hydra's multirun is lora-sweep train -m."
+        )
+
+    from sweeps.space import make_job, shown_overrides
+
+    if flags.show:
+        from sweeps import hydra_app
+
+        overrides = shown_overrides(flags.overrides, flags.config_dir)
+        return hydra_app.show("search", flags.given, overrides)
+
+    job = make_job(flags.overrides, flags.config_dir)
+    from sweeps import search
+
+    return search.run(job)
+
+
+def _report(argv: list[str]) -> int:
+    from reports import command
+
+    return command.main(argv)
+
+
+def _ui(argv: list[str]) -> int:
+    from sweeps import ui
+
+    return ui.main(argv)
+
+
+_COMMANDS = {"train": _train, "search": _search, "report": _report, "ui": _ui}

@@ -1,0 +1,78 @@
+"""What Hydra itself does when asked by a flag: show (`--cfg`, `--help`, `--info`), or run many (`-m`)."""
+
+import os
+import sys
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import hydra
+from hydra.conf import HydraConf
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from lora_core.errors import UserError
+from sweeps.compose import CONF, Composer, own_errors, parse, with_local_data
+from sweeps.config import SweepConfig, resolve
+from sweeps.space import split, texts_of, written_keys
+
+
+def show(command: str, flags: list[str], overrides: list[str]) -> int:
+    """Answers the flags that only show something."""
+    with own_errors():
+        return _run_hydra(command, flags, overrides)
+
+
+def multirun(flags: list[str], overrides: list[str], config_dir: str | None) -> int:
+    """`lora-sweep train -m`: one run after the other, each in a folder of Hydra's."""
+    _check_jobs(overrides, config_dir)
+    # A ValueError is a bug of ours here: the configuration has been checked.
+    with own_errors((HydraException, OmegaConfBaseException)):
+        return _run_hydra("train", flags, overrides)
+
+
+def _run_hydra(command: str, flags: list[str], overrides: list[str]) -> int:
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise where it would print and exit
+    before, sys.argv = sys.argv, [f"lora-sweep {command}", *flags, *with_local_data(overrides)]
+    try:
+        _job()
+    except SystemExit as ended:
+        return 2 if ended.code else 0
+    finally:
+        sys.argv = before
+    return 0
+
+
+def _check_jobs(overrides: list[str], config_dir: str | None) -> None:
+    """Every job's configuration, before the first of them trains."""
+    plain, sweeps = split(overrides)
+    for sweep in sweeps:
+        if not sweep.is_discrete_sweep():
+            raise UserError(
+                f"{sweep.input_line}: -m runs every value of a list. A range is for lora-sweep search."
+            )
+    with own_errors():
+        values = [[f"{s.get_key_element()}={v}" for v in s.sweep_string_iterator()] for s in sweeps]
+    for job in product(*values):
+        resolve(Composer([*texts_of(plain), *job], config_dir).compose())
+
+
+@hydra.main(version_base="1.3", config_path=f"pkg://{CONF}", config_name="config")
+def _job(cfg: DictConfig) -> int:
+    from sweeps import train
+
+    overrides = list(HydraConfig.get().overrides.task)
+    config = _in_job_folder(resolve(cfg), HydraConfig.get())
+    return train.run(config, written_keys(parse(overrides)), overrides)
+
+
+def _in_job_folder(config: SweepConfig, hydra_config: HydraConf) -> SweepConfig:
+    """Jobs of one multirun must not write over each other."""
+    number = hydra_config.job.num
+    folder = Path(hydra_config.runtime.output_dir) / "adapters"
+    if config.adapter_path is not None:
+        folder = Path(config.adapter_path) / str(number)
+    study = None if config.study is None else f"{config.study}-{number}"
+    return replace(config, adapter_path=str(folder), study=study)
