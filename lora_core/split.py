@@ -13,6 +13,10 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+# Largest difference of logits, relative to their spread: the same operations in the same order should give none,
+# but a backend may choose another kernel for another graph; that moves the last bits of the dtype.
+TOLERANCE = {mx.float32: 1e-4, mx.float16: 1e-2, mx.bfloat16: 3e-2}
+
 
 class _StandIn:
     """Takes a module's place; anything it does not define itself is asked of the module."""
@@ -106,3 +110,42 @@ def _with(module: nn.Module, path: list[str], replacement: Any) -> nn.Module:
     inner = replacement if len(path) == 1 else _with(module[path[0]], path[1:], replacement)
     view[path[0]] = inner
     return view
+
+
+class Whole(Split):
+    """A model that only runs as a whole: its final hidden states are its logits, its head does nothing."""
+
+    def suffix(self, tokens: mx.array, hidden: mx.array | None, boundary: int) -> mx.array:
+        return self.model(tokens)
+
+    def head(self, hidden: mx.array) -> mx.array:
+        return hidden
+
+
+def choose_split(model: nn.Module) -> tuple[Split, str | None]:
+    """The model split in parts if that gives the logits of the whole, else the whole, with a line that says so.
+
+    Checked at the middle block, on random tokens. Raises ValueError if the list of blocks cannot be found.
+    """
+    split = Split(model)
+    tokens = mx.random.randint(0, 100, (2, 16), key=mx.random.key(0))
+    boundary = max(1, len(split.blocks) // 2)
+    try:
+        parts = split.head(split.suffix(tokens, split.prefix(tokens, boundary), boundary))
+        difference = _difference(parts, model(tokens))
+    except (AttributeError, TypeError, ValueError) as error:
+        return Whole(model), f"The model does not run in parts ({error}): frozen blocks run at every step."
+    if difference > TOLERANCE[_dtype(model)]:
+        note = f"The model in parts differs from the whole by {difference:.1e}: frozen blocks run at every step."
+        return Whole(model), note
+    return split, None
+
+
+def _dtype(model: nn.Module) -> mx.Dtype:
+    """The dtype of the hidden states that tokens become."""
+    return model(mx.zeros((1, 1), dtype=mx.int32)).dtype
+
+
+def _difference(found: mx.array, expected: mx.array) -> float:
+    found, expected = found.astype(mx.float32), expected.astype(mx.float32)
+    return (mx.abs(found - expected).max() / (mx.std(expected) + 1e-12)).item()

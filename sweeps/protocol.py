@@ -2,17 +2,18 @@
 
 The conversation is strict, so that a search with one worker and fixed slots can be repeated bit for bit:
 
-    parent  Setup                 → worker loads model and data
-    worker  Ready | Fault         → parent checks the space against the model, opens the study
-    parent  Go(start=[...])       → worker fills its slots
-    worker  Report(events, free)  → waits: nothing is trained until the parent answers
-    parent  Go(stop=[...], start=[...]) | Go(close=True)
+    parent  Setup                    → the worker loads model and data
+    worker  Ready | Fault            → the parent checks the space against the model, opens the study
+    parent  Go(start=[...])          → the worker fills its slots
+    worker  Report(evaluated, ended) → and waits: nothing is trained until the parent answers
+    parent  Go(start, stop) | Fuse | (closes the pipe)
 
 `Progress` is the worker's only message that wants no answer.
 """
 
-from dataclasses import dataclass, field
-from typing import Any
+import json
+from dataclasses import asdict, dataclass, field, is_dataclass
+from typing import Any, TextIO, get_args, get_type_hints
 
 from lora_core.records import DataInfo, ModelInfo
 from lora_core.trial import Ended, Evaluated, TrialSpec
@@ -20,28 +21,27 @@ from lora_core.trial import Ended, Evaluated, TrialSpec
 
 @dataclass
 class Setup:
-    """`config`: TrainConfig.to_dict() of the default trial; `max_rank`, `max_layers`: largest in the space."""
+    """`config`: TrainConfig.to_dict() of the default trial; `slots`: the most that may run at once."""
 
     config: dict[str, Any]
-    max_rank: int
-    max_slots: int
+    slots: int
 
 
 @dataclass
 class Ready:
+    """`slots` run at once. `notes`: one line each, of what the worker decided."""
+
     model: ModelInfo
     data: DataInfo
     slots: int
-    device: str
-    notes: list[str]
     environment: dict[str, Any]
+    notes: list[str]
 
 
 @dataclass
 class Go:
     start: list[TrialSpec] = field(default_factory=list)
     stop: list[str] = field(default_factory=list)  # names of the pruned
-    close: bool = False
 
 
 @dataclass
@@ -53,10 +53,28 @@ class Report:
 
 @dataclass
 class Progress:
-    steps: int  # optimizer steps of all slots since the last Progress
+    """Since the last Progress, over all slots: optimizer steps, tokens in the loss, seconds."""
+
+    steps: int
     tokens: int
     seconds: float
-    running: list[str]
+
+
+@dataclass
+class Fuse:
+    """Merge a saved adapter of this configuration into the base model, into `folder`."""
+
+    adapter: str
+    config: dict[str, Any]
+    folder: str
+
+
+@dataclass
+class Fused:
+    """`folder` is null if it could not be done, for the reason given."""
+
+    folder: str | None
+    reason: str | None = None
 
 
 @dataclass
@@ -65,3 +83,40 @@ class Fault:
 
     user: bool
     message: str
+
+
+Message = Setup | Ready | Go | Report | Progress | Fuse | Fused | Fault
+_MESSAGES = {cls.__name__: cls for cls in get_args(Message)}
+
+
+class Channel:
+    """Messages over two text streams, one line each."""
+
+    def __init__(self, incoming: TextIO, outgoing: TextIO) -> None:
+        self.incoming = incoming
+        self.outgoing = outgoing
+
+    def send(self, message: Message) -> None:
+        """Raises BrokenPipeError if the other side is gone."""
+        line = json.dumps({"type": type(message).__name__, **asdict(message)})
+        self.outgoing.write(line + "\n")
+        self.outgoing.flush()
+
+    def receive(self) -> Message | None:
+        """The next message; None once the other side is gone."""
+        line = self.incoming.readline()
+        if not line.endswith("\n"):
+            return None
+        values = json.loads(line)
+        return _built(_MESSAGES[values.pop("type")], values)
+
+
+def _built(kind: Any, value: Any) -> Any:
+    """`value` as `kind`, where that is a dataclass or a list of one."""
+    if is_dataclass(kind):
+        hints = get_type_hints(kind)
+        return kind(**{name: _built(hints[name], part) for name, part in value.items()})  # type: ignore[operator]
+    inner = get_args(kind)
+    if isinstance(value, list) and inner and is_dataclass(inner[0]):
+        return [_built(inner[0], part) for part in value]
+    return value

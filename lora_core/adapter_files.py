@@ -1,0 +1,118 @@
+"""Adapters on disk, in the layout of stock mlx_lm: `adapters.safetensors` and `adapter_config.json`.
+
+mlx_lm multiplies B·A by `scale` itself, so `scale` there is our multiplier; α, α/r and the scaling stand beside it.
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from lora_core.adapters import ExpertLora, Site
+from lora_core.config import TrainConfig
+from lora_core.errors import UserError
+from lora_core.records import write_json
+from lora_core.split import Split
+
+FILE = "adapters.safetensors"
+Adapter = Sequence[tuple[mx.array, mx.array]]  # A [in, r] and B [r, out] by site
+
+
+def save_adapter(folder: Path, split: Split, sites: Sequence[Site], adapter: Adapter, config: dict[str, Any]) -> str:
+    """Writes both files, each whole or not at all, and returns the sha256 of the weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    beside = folder / f"{FILE}.part.safetensors"
+    mx.save_safetensors(str(beside), dict(named(split, sites, adapter)), metadata={"format": "mlx"})
+    with beside.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        os.fsync(file.fileno())
+    write_json(folder / "adapter_config.json", config)
+    os.replace(beside, folder / FILE)
+    return digest
+
+
+def adapter_config(config: TrainConfig, depth: int, sites: Sequence[Site], model: str) -> dict[str, Any]:
+    """What `mlx_lm.load` needs to rebuild the layers, and what a reader wants to know."""
+    lora = config.lora_parameters
+    return {
+        "fine_tune_type": config.train_type,
+        "num_layers": depth,
+        "lora_parameters": {
+            "rank": lora.rank,
+            "scale": lora.multiplier,
+            "dropout": lora.dropout,
+            "keys": list(dict.fromkeys(site.key for site in sites)),
+            "alpha": lora.alpha,
+            "scale_ratio": lora.ratio,
+            "scaling": lora.scaling,
+            "dropout_on": lora.dropout_on,
+        },
+        "model": model,
+    }
+
+
+def named(split: Split, sites: Sequence[Site], adapter: Adapter) -> list[tuple[str, mx.array]]:
+    """The tensors under mlx_lm's names and in its layouts."""
+    tensors = []
+    for site, (a, b) in zip(sites, adapter, strict=True):
+        if isinstance(site.module, ExpertLora):
+            a, b = a.swapaxes(-1, -2), b.swapaxes(-1, -2)
+        name = f"{split.block_name(site.layer)}.{site.key}"
+        tensors += [(f"{name}.lora_a", a), (f"{name}.lora_b", b)]
+    return tensors
+
+
+def load_adapter(path: str, split: Split, sites: Sequence[Site], rank: int) -> list[tuple[mx.array, mx.array]]:
+    """A and B by site from `resume_adapter_file`; every name and shape must be as this run makes them.
+
+    Raises UserError if the file is missing, unreadable, not finite, or differs, with the differences.
+    """
+    tensors = _read(path)
+    shapes = _expected(split, sites, rank)
+    differences = _differences({name: tuple(t.shape) for name, t in tensors.items()}, shapes)
+    if differences:
+        raise UserError(f"resume_adapter_file={path} does not fit this run: " + "; ".join(differences))
+    if not all(mx.isfinite(tensor).all().item() for tensor in tensors.values()):
+        raise UserError(f"resume_adapter_file={path} holds values that are not finite.")
+    return [_pair(tensors, f"{split.block_name(site.layer)}.{site.key}", site) for site in sites]
+
+
+def _read(path: str) -> dict[str, mx.array]:
+    file = Path(path) / FILE if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        raise UserError(f"resume_adapter_file={path} does not exist: expected {FILE} or the folder that holds it.")
+    try:
+        tensors = mx.load(str(file), format="safetensors")
+    except RuntimeError as error:
+        raise UserError(f"resume_adapter_file={path} is not a safetensors file: {error}") from None
+    return {name: tensor.astype(mx.float32) for name, tensor in tensors.items()}  # type: ignore[union-attr]
+
+
+def _pair(tensors: dict[str, mx.array], name: str, site: Site) -> tuple[mx.array, mx.array]:
+    a, b = tensors[f"{name}.lora_a"], tensors[f"{name}.lora_b"]
+    return (a.swapaxes(-1, -2), b.swapaxes(-1, -2)) if isinstance(site.module, ExpertLora) else (a, b)
+
+
+def _expected(split: Split, sites: Sequence[Site], rank: int) -> dict[str, tuple[int, ...]]:
+    pairs = []
+    for site in sites:
+        a, b = site.module.shapes()
+        pairs.append((mx.zeros((*a[:-1], rank)), mx.zeros((*b[:-2], rank, b[-1]))))
+    return {name: tuple(tensor.shape) for name, tensor in named(split, sites, pairs)}
+
+
+def _differences(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]) -> list[str]:
+    missing, extra = expected.keys() - found.keys(), found.keys() - expected.keys()
+    other = sorted(name for name in expected.keys() & found.keys() if expected[name] != found[name])
+    lines = []
+    if other:
+        name = other[0]
+        lines.append(f"{len(other)} of other shape ({name}: found {found[name]}, expected {expected[name]})")
+    if missing:
+        lines.append(f"{len(missing)} missing ({min(missing)}, …)")
+    if extra:
+        lines.append(f"{len(extra)} that this run does not have ({min(extra)}, …)")
+    return lines

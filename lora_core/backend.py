@@ -1,0 +1,160 @@
+"""What differs between Apple Metal, NVIDIA CUDA and plain CPU. No other module asks for the platform.
+
+Call `prepare` before anything imports mlx, and `configure` right after.
+"""
+
+import ctypes
+import ctypes.util
+import os
+import sys
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+CUDA_WHEELS = ("mlx-cuda-12", "mlx-cuda-13")
+FUSED_ATTENTION_MULTIPLE = 128  # CUDA: the backward pass of fused attention takes no other lengths
+LENGTH_MULTIPLE = 8
+
+
+@cache
+def prepare() -> list[str]:
+    """Loads a fast BLAS where MLX has none of its own, which is Linux without CUDA.
+
+    MLX's wheel for Linux brings the reference BLAS. A library that is loaded with global symbols before mlx
+    takes its place. A second call does nothing and returns the same lines.
+
+    Returns: what was done, in lines to show; nothing on macOS and CUDA.
+    Raises: RuntimeError if mlx is imported already, because it is too late then.
+    """
+    if sys.platform != "linux" or _has_cuda_wheel():
+        return []
+    if "mlx.core" in sys.modules:
+        raise RuntimeError("backend.prepare() must be called before mlx is imported.")
+    # Without it MKL picks kernels by the number of rows, and a trial's result depends on its neighbours.
+    mode = os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+    if _load_first(_mkl_candidates()):
+        return [f"CPU: MLX multiplies matrices with MKL (MKL_CBWR={mode})."]
+    if _load_first(_openblas_candidates()):
+        return ["CPU: MLX multiplies matrices with OpenBLAS; packed and single trials may differ slightly."]
+    return ["CPU: found neither MKL nor OpenBLAS, so training is about 75 times slower: pip install mkl."]
+
+
+def _has_cuda_wheel() -> bool:
+    return any(_is_installed(name) for name in CUDA_WHEELS)
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        metadata.distribution(distribution)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _mkl_candidates() -> list[str]:
+    """Paths of libmkl_rt: what the package `mkl` says it installed, then this environment's lib folder."""
+    listed = metadata.files("mkl") or [] if _is_installed("mkl") else []
+    found = [Path(str(file.locate())) for file in listed if file.name.startswith("libmkl_rt.so")]
+    found += sorted((Path(sys.prefix) / "lib").glob("libmkl_rt.so*"))
+    return [str(path.resolve()) for path in found if path.exists()]
+
+
+def _openblas_candidates() -> list[str]:
+    name = ctypes.util.find_library("openblas")
+    return [name] if name else []
+
+
+def _load_first(candidates: list[str]) -> bool:
+    for candidate in candidates:
+        try:
+            ctypes.CDLL(candidate, mode=ctypes.RTLD_GLOBAL)
+            return True
+        except OSError:  # a part of it is missing: the next one may be whole
+            continue
+    return False
+
+
+def configure(memory_fraction: float) -> list[str]:
+    """Sets MLX up for this device, after import.
+
+    On a GPU it keeps buffers within `memory_fraction` (0 to 1) of what the device recommends or has. On CPU
+    it turns `mx.compile` off if that cannot work here. Returns lines to show.
+    """
+    import mlx.core as mx
+
+    if is_cpu():
+        return _check_compile()
+    info = mx.device_info()
+    recommended = info.get("max_recommended_working_set_size")  # Metal only
+    total = recommended or info.get("total_memory") or info.get("memory_size")
+    if not total:
+        return []
+    budget = int(memory_fraction * int(total))
+    if recommended:
+        mx.set_wired_limit(budget)
+    mx.set_cache_limit(budget)
+    return [f"{device_name()}: keeps at most {budget / 1e9:.1f} GB of memory for reuse."]
+
+
+def _check_compile() -> list[str]:
+    """On CPU `mx.compile` runs a C++ compiler. MLX does without where there is none, but fails where g++ is
+    broken or where its folder for compiled code belongs to another user."""
+    import mlx.core as mx
+
+    try:
+        mx.eval(mx.compile(lambda x: mx.exp(x) * x)(mx.ones(1)))
+    except RuntimeError as error:
+        mx.disable_compile()
+        reason = str(error).splitlines()[0][:120]
+        return [f"CPU: mx.compile does not work here and is off, so training is slower ({reason})."]
+    return []
+
+
+def is_cpu() -> bool:
+    import mlx.core as mx
+
+    return mx.default_device() == mx.Device(mx.cpu)
+
+
+def _is_cuda() -> bool:
+    import mlx.core as mx
+
+    return not is_cpu() and mx.cuda.is_available()
+
+
+def device_name() -> str:
+    """For example `CPU: AMD EPYC`, `Metal: Apple M3 Max`, `CUDA: NVIDIA H100`."""
+    import mlx.core as mx
+
+    kind = "CPU" if is_cpu() else "CUDA" if _is_cuda() else "Metal"
+    return f"{kind}: {mx.device_info().get('device_name', 'unknown')}"
+
+
+def length_multiple() -> int:
+    """Padded lengths must be a multiple of this many tokens."""
+    return FUSED_ATTENTION_MULTIPLE if _is_cuda() else LENGTH_MULTIPLE
+
+
+def train_dtype(weights: "mx.Dtype") -> "mx.Dtype":
+    """The dtype to train a base of dtype `weights` in. On CPU only float32 goes through BLAS; half precision
+    is about 75 times slower there."""
+    import mlx.core as mx
+
+    return mx.float32 if is_cpu() else weights
+
+
+def peak_memory_gb() -> float:
+    """The most that MLX's arrays took since the start or `reset_peak_memory`, in 10^9 bytes."""
+    import mlx.core as mx
+
+    return mx.get_peak_memory() / 1e9
+
+
+def reset_peak_memory() -> None:
+    import mlx.core as mx
+
+    mx.reset_peak_memory()

@@ -1,0 +1,54 @@
+"""Merges an adapter into its base: W = W₀ + s·(A·B)ᵀ, saved as a model folder that mlx_lm loads."""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_unflatten
+from mlx_lm.utils import load_config, save
+
+from lora_core.adapter_files import Adapter
+from lora_core.adapters import Site
+from lora_core.models import Base
+
+
+def fuse(folder: Path, base: Base, blocks: Sequence[nn.Module], sites: Sequence[Site],
+         adapter: Adapter, multiplier: float) -> Path:  # fmt: skip
+    """Writes the merged model to `folder` (replaced whole) in the dtype the base was trained in.
+
+    Raises ValueError for a quantised layer, whose merged weights would need another format.
+    """
+    if any(isinstance(site.module.linear, nn.QuantizedLinear) for site in sites):
+        raise ValueError("the base model is quantised")
+    beside = folder.with_name(folder.name + ".part")
+    shutil.rmtree(beside, ignore_errors=True)
+    config = load_config(Path(base.info.folder))
+    for key in ("quantization", "quantization_config"):
+        config.pop(key, None)
+    with _merged(blocks, sites, adapter, multiplier):
+        save(beside, base.info.folder, base.model, base.tokenizer, config, donate_model=False)
+    shutil.rmtree(folder, ignore_errors=True)
+    beside.rename(folder)
+    return folder
+
+
+@contextmanager
+def _merged(blocks: Sequence[nn.Module], sites: Sequence[Site], adapter: Adapter, multiplier: float) -> Iterator[None]:
+    """Inside the `with` every adapted layer is a plain one with merged weights."""
+    wrapped = [(block, [(n, m) for n, m in block.named_modules() if hasattr(m, "active")]) for block in blocks]
+    frozen = [site.module.linear.weight for site in sites]
+    for site, (a, b), weight in zip(sites, adapter, frozen, strict=True):
+        delta = multiplier * (a @ b).swapaxes(-1, -2)
+        site.module.linear.weight = (weight.astype(mx.float32) + delta).astype(weight.dtype)
+    for block, found in wrapped:
+        block.update_modules(tree_unflatten([(name, module.linear) for name, module in found]))
+    try:
+        yield
+    finally:
+        for site, weight in zip(sites, frozen, strict=True):
+            site.module.linear.weight = weight
+        for block, found in wrapped:
+            block.update_modules(tree_unflatten(found))

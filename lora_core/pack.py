@@ -1,0 +1,178 @@
+"""The adapters and moments of the slots that train together, stacked along a first axis."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from lora_core.adapters import Site, initial, padded
+from lora_core.slot import Slot
+from lora_core.step import Computation, Pairs, Rows, Traits
+
+Arrays = list[list[mx.array]]  # [3·2·S] arrays of one slot or a whole pack: adapters, first, second moments
+
+
+class Pack:
+    """Slots of one depth. Stacks are rebuilt only when a slot comes or goes; ranks are padded to a power of two,
+    so that few different shapes are ever compiled."""
+
+    def __init__(self, computation: Computation, sites: list[Site], boundary: int, config: Any) -> None:
+        self.computation = computation
+        self.sites = sites
+        self.boundary = boundary
+        lora = config.lora_parameters
+        self.drop_input = lora.dropout_on == "input"
+        self.base_dtype = lora.compute_dtype == "base"
+        self.slots: list[Slot] = []
+        self.adapters: Pairs = []
+        self.moments: tuple[Pairs, Pairs] = ([], [])
+        self._compiled: dict[tuple[Traits, str], Callable[..., Any]] = {}
+
+    def add(self, slot: Slot, adapter: list[tuple[Any, Any]] | None = None) -> None:
+        """Gives the slot its initial adapters, or those given by site, and zero moments."""
+        pairs = adapter or [self._initial(site, slot) for site in self.sites]
+        zeros = [(np.zeros_like(a), np.zeros_like(b)) for a, b in pairs]
+        old = [self._take(k) for k in range(len(self.slots))]
+        self.slots.append(slot)
+        self._stack([*old, (pairs, zeros, zeros)])
+
+    def remove(self, slot: Slot) -> None:
+        """Takes the slot out."""
+        index = self.slots.index(slot)
+        kept = [self._take(k) for k in range(len(self.slots)) if k != index]
+        del self.slots[index]
+        self._stack(kept)
+
+    def adapter(self, slot: Slot) -> list[tuple[mx.array, mx.array]]:
+        """The slot's A and B by site, at its own rank."""
+        rank, k = slot.config.lora_parameters.rank, self.slots.index(slot)
+        return [(a[k][..., :rank], b[k][..., :rank, :]) for a, b in self.adapters]
+
+    def step(self, due: Sequence[Slot], rows: Rows) -> mx.array:
+        """One optimizer step of the slots in `due`; returns their losses [len(due)], not yet evaluated."""
+        traits = self._traits(due)
+        inputs = (*self._subset(due), self._settings(due, traits), *_arrays(rows))
+        adapters, moments, losses, alive = self._function(traits, "step")(*inputs)
+        self._put_back(due, adapters, moments)
+        mx.eval(adapters, moments, losses, alive)
+        for slot, is_alive in zip(due, alive.tolist(), strict=True):
+            slot.alive = slot.alive and is_alive
+        return losses
+
+    def evaluate(self, due: Sequence[Slot], rows: Rows) -> mx.array:
+        """Sum of the losses of each due slot's batch, [len(due)]."""
+        adapters, _ = self._subset(due)
+        return self._function(self._traits([]), "evaluate")(adapters, self._multiplier(due), *_arrays(rows))
+
+    def _initial(self, site: Site, slot: Slot) -> tuple[np.ndarray, np.ndarray]:
+        return initial(site, slot.config.lora_parameters, slot.config.seed, slot.spec.repeat)
+
+    def _traits(self, due: Sequence[Slot]) -> Traits:
+        dropping = any(slot.config.lora_parameters.dropout > 0 for slot in due)
+        return Traits(self.boundary, self.drop_input, self.base_dtype, dropping)
+
+    def _function(self, traits: Traits, name: str) -> Callable[..., Any]:
+        if (traits, name) not in self._compiled:
+            made = self._step_function(traits) if name == "step" else self._evaluate_function(traits)
+            self._compiled[traits, name] = mx.compile(made)
+        return self._compiled[traits, name]
+
+    def _step_function(self, traits: Traits) -> Callable[..., Any]:
+        return lambda adapters, moments, settings, *rows: self.computation.step(
+            self.sites, traits, adapters, moments, settings, _rows(rows)
+        )
+
+    def _evaluate_function(self, traits: Traits) -> Callable[..., Any]:
+        return lambda adapters, multiplier, *rows: self.computation.evaluate(
+            self.sites, traits, adapters, multiplier, _rows(rows)
+        )
+
+    def _settings(self, due: Sequence[Slot], traits: Traits) -> dict[str, mx.array]:
+        configs = [slot.config for slot in due]
+        values = {
+            "rate": [slot.rate for slot in due],
+            "decay": [c.optimizer.weight_decay if c.optimizer.name == "adamw" else 0.0 for c in configs],
+            "clip": [c.trainer.grad_clip or np.inf for c in configs],
+            "keep": [1 - c.lora_parameters.dropout for c in configs],
+            "correct": list(zip(*(slot.correction() for slot in due), strict=True)),
+        }
+        settings = {name: mx.array(np.array(value, dtype=np.float32)) for name, value in values.items()}
+        settings["alive"] = mx.array([slot.alive for slot in due])
+        settings["multiplier"] = self._multiplier(due)
+        if traits.dropping:
+            settings["key"] = mx.stack([self._keys(slot) for slot in due])
+        return settings
+
+    def _keys(self, slot: Slot) -> mx.array:
+        """A dropout key per site, uint32 [S, 2], from (seed, repeat, step, layer)."""
+        indices = [site.index for site in self.sites]
+        sequence = np.random.SeedSequence([slot.config.seed, slot.spec.repeat, slot.step])
+        return mx.array(sequence.generate_state(2 * (max(indices) + 1)).reshape(-1, 2)[indices])
+
+    def _multiplier(self, due: Sequence[Slot]) -> mx.array:
+        """[S, K]: zero where a slot's `keys` leave a layer out."""
+        return mx.array(
+            [[slot.config.lora_parameters.multiplier * wanted(slot.config, site) for slot in due] for site in self.sites],
+            dtype=mx.float32,
+        )  # fmt: skip
+
+    def _rank(self) -> int:
+        largest = max(slot.config.lora_parameters.rank for slot in self.slots)
+        return 1 << (largest - 1).bit_length()
+
+    def _take(self, k: int) -> tuple[Any, Any, Any]:
+        stacks = (self.adapters, *self.moments)
+        rank = self.slots[k].config.lora_parameters.rank
+        parts = [[(a[k][..., :rank], b[k][..., :rank, :]) for a, b in pairs] for pairs in stacks]
+        return parts[0], parts[1], parts[2]
+
+    def _stack(self, members: list[tuple[Any, Any, Any]]) -> None:
+        if not members:
+            self.adapters, self.moments = [], ([], [])
+            return
+        rank = self._rank()
+
+        def stacked(which: int) -> Pairs:
+            columns = [[padded(a, b, rank) for a, b in member[which]] for member in members]
+            return [
+                (mx.stack([a for a, _ in site]), mx.stack([b for _, b in site]))
+                for site in zip(*columns, strict=True)
+            ]
+
+        self.adapters, self.moments = stacked(0), (stacked(1), stacked(2))
+        mx.eval(self.adapters, self.moments)
+
+    def _subset(self, due: Sequence[Slot]) -> tuple[Pairs, tuple[Pairs, Pairs]]:
+        if len(due) == len(self.slots):
+            return self.adapters, self.moments
+        index = mx.array([self.slots.index(slot) for slot in due])
+        adapters, first, second = (
+            [(a[index], b[index]) for a, b in pairs] for pairs in (self.adapters, *self.moments)
+        )
+        return adapters, (first, second)
+
+    def _put_back(self, due: Sequence[Slot], adapters: Pairs, moments: tuple[Pairs, Pairs]) -> None:
+        if len(due) == len(self.slots):
+            self.adapters, self.moments = adapters, moments
+            return
+        index = mx.array([self.slots.index(slot) for slot in due])
+        for old, new in zip((self.adapters, *self.moments), (adapters, *moments), strict=True):
+            for (old_a, old_b), (new_a, new_b) in zip(old, new, strict=True):
+                old_a[index], old_b[index] = new_a, new_b
+
+
+def wanted(config: Any, site: Site) -> bool:
+    """Whether the trial adapts this layer."""
+    keys = config.lora_parameters.keys
+    return keys is None or site.key in keys
+
+
+def _arrays(rows: Rows) -> tuple[mx.array, ...]:
+    fixed = (rows.tokens, rows.positions, rows.targets, rows.weights)
+    return fixed if rows.hidden is None else (*fixed, rows.hidden)
+
+
+def _rows(arrays: tuple[mx.array, ...]) -> Rows:
+    tokens, positions, targets, weights, *hidden = arrays
+    return Rows(tokens, hidden[0] if hidden else None, positions, targets, weights)

@@ -1,0 +1,152 @@
+"""What the host knows of one trial while it is in a slot: where it is, how it does, what it writes to disk."""
+
+import math
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lora_core.config import TrainConfig
+from lora_core.records import TrialRecord, append_metrics, save_trial
+from lora_core.schedule import learning_rate
+from lora_core.step import BETAS
+from lora_core.trial import TrialSpec
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@dataclass
+class Slot:
+    """A running trial. Steps are optimizer steps; step i uses batch `order`[i]."""
+
+    spec: TrialSpec
+    config: TrainConfig
+    depth: int  # adapted blocks, from the top
+    order: np.ndarray  # int [steps], batch of each step
+    step: int = 0
+    best: float = math.inf
+    best_step: int | None = None
+    best_adapter: Any = None  # the arrays of the best checkpoint
+    last: float = math.nan
+    since_best: int = 0  # evaluations
+    seconds: float = 0.0  # its share of the training time
+    tokens: int = 0  # trained, those in the loss
+    pending: list[float] = field(default_factory=list)  # training losses since the last evaluation
+    mark: tuple[int, float] = (0, 0.0)  # tokens and seconds at the last evaluation
+    alive: bool = True
+    record: TrialRecord = field(init=False)
+
+    def __post_init__(self) -> None:
+        spec = self.spec
+        self.record = TrialRecord(
+            spec.name, spec.role, number=spec.number, repeat=spec.repeat, params=spec.params,
+            config=spec.config, planned_steps=self.steps, started=now(),
+        )  # fmt: skip
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "metrics.jsonl").unlink(missing_ok=True)
+        save_trial(self.folder, self.record)
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.spec.folder)
+
+    @property
+    def adapter_path(self) -> Path:
+        return Path(self.config.adapter_path) if self.config.adapter_path else self.folder / "adapters"
+
+    @property
+    def steps(self) -> int:
+        return len(self.order)
+
+    @property
+    def rate(self) -> float:
+        return learning_rate(self.config.optimizer, self.step, self.steps)
+
+    def correction(self) -> tuple[float, float]:
+        """1/(1-βᵗ) of Adam's two moments at the step about to be taken."""
+        return 1 / (1 - BETAS[0] ** (self.step + 1)), 1 / (1 - BETAS[1] ** (self.step + 1))
+
+    @property
+    def evaluation_due(self) -> bool:
+        return self.step == self.steps or self.step % self.config.trainer.eval_every == 0
+
+    def took_step(self, loss: float, tokens: int, seconds: float) -> None:
+        self.pending.append(loss)
+        self.step += 1
+        self.tokens += tokens
+        self.seconds += seconds
+
+    def evaluated(self, loss: float, adapter: Any) -> dict[str, float]:
+        """Notes a validation loss (mean over all tokens of the set) and returns its row."""
+        self.last = loss
+        # Before the first step there is nothing of the trial's own to keep.
+        if self.step > 0 and loss < self.best:
+            self.best, self.best_step, self.best_adapter, self.since_best = loss, self.step, adapter, 0
+        elif self.step > 0:
+            self.since_best += 1
+        row = {"step": self.step, "val_loss": loss, **self._since_mark(), "seconds": round(self.seconds, 3)}
+        append_metrics(self.folder, row)
+        return row
+
+    def _since_mark(self) -> dict[str, float]:
+        if not self.pending:
+            return {}
+        tokens, seconds = self.tokens - self.mark[0], self.seconds - self.mark[1]
+        mean, self.pending, self.mark = float(np.mean(self.pending)), [], (self.tokens, self.seconds)
+        return {
+            "train_loss": mean,
+            "learning_rate": learning_rate(self.config.optimizer, self.step - 1, self.steps),
+            "tokens_per_second": round(tokens / seconds, 1) if seconds > 0 else 0.0,
+        }
+
+    @property
+    def verdict(self) -> tuple[str, str | None] | None:
+        """State and reason once the trial is over, None while it goes on."""
+        patience = self.config.trainer.patience
+        if not self.alive:
+            return "failed", "diverged"
+        if self.step == self.steps:
+            return "complete", None
+        if patience is not None and self.since_best >= patience:
+            return "complete", f"no better validation loss in {patience} evaluations"
+        return None
+
+    def end(self, state: str, reason: str | None, metrics: dict[str, float], adapter_sha256: str | None) -> TrialRecord:
+        """Writes the final `trial.json`."""
+        record = self.record
+        record.state, record.reason, record.step, record.best_step = state, reason, self.step, self.best_step
+        record.metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        record.ended = now()
+        if adapter_sha256:
+            record.adapter, record.adapter_sha256 = str(self.adapter_path), adapter_sha256
+        save_trial(self.folder, record)
+        return record
+
+    def metrics(self) -> dict[str, float]:
+        """Numbers known once, of a trial that has been evaluated after step 0."""
+        lora = self.config.lora_parameters
+        return {
+            "best_val_loss": self.best,
+            "final_val_loss": self.last,
+            "val_perplexity": math.exp(min(self.best, 700)),
+            "tokens_per_second": round(self.tokens / self.seconds, 1) if self.seconds else 0.0,
+            "train_seconds": round(self.seconds, 3),
+            "scale_ratio": lora.ratio,
+            "multiplier": lora.multiplier,
+        }
+
+
+class Stopwatch:
+    """Seconds since it was last read."""
+
+    def __init__(self) -> None:
+        self.start = time.perf_counter()
+
+    def lap(self) -> float:
+        start, self.start = self.start, time.perf_counter()
+        return self.start - start

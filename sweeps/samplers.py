@@ -1,0 +1,108 @@
+"""Samplers and pruners by name, and the wrapper that makes a search repeatable and free of duplicates."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from optuna.pruners import BasePruner, MedianPruner, NopPruner
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial
+
+Distributions = dict[str, BaseDistribution]
+SAMPLERS: dict[str, type[BaseSampler]] = {"tpe": TPESampler, "random": RandomSampler}
+PRUNERS: dict[str, type[BasePruner]] = {"median": MedianPruner, "none": NopPruner}
+REDRAWS = 20
+
+
+def make_pruner(settings: dict[str, Any]) -> BasePruner:
+    """The pruner that `search.pruner` describes: `name` and its own options."""
+    options = {key: value for key, value in settings.items() if key != "name"}
+    return PRUNERS[settings["name"]](**options)
+
+
+class DistinctSampler(BaseSampler):
+    """Draws with a sampler made anew for every trial, seeded from (seed, trial number, attempt).
+
+    So a resumed search goes on as an undisturbed one would. What was drawn before is drawn again, up to
+    REDRAWS times; then the first setting not yet tried is taken from a finite space.
+    """
+
+    def __init__(self, settings: dict[str, Any], seed: int, distributions: Distributions) -> None:
+        self.settings = settings
+        self.seed = seed
+        self.distributions = distributions
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> Distributions:
+        return self.distributions
+
+    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: Distributions) -> dict[str, Any]:
+        others = [other for other in study.get_trials(deepcopy=False) if other.number != trial.number]
+        tried = {_point(other.params) for other in others}
+        for attempt in range(REDRAWS):
+            params = self._draw(study, trial, attempt)
+            if _point(params) not in tried:
+                return params
+        untried = (point for point in grid(self.distributions) if _point(point) not in tried)
+        return next(untried, params)
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        raise ValueError(f"{param_name} is no axis of this study")
+
+    def _draw(self, study: optuna.Study, trial: FrozenTrial, attempt: int) -> dict[str, Any]:
+        options = {key: value for key, value in self.settings.items() if key != "name"}
+        seed = int(np.random.SeedSequence([self.seed, trial.number, attempt]).generate_state(1)[0])
+        sampler = SAMPLERS[self.settings["name"]](seed=seed, **options)  # type: ignore[call-arg]
+        space = sampler.infer_relative_search_space(study, trial)
+        params = sampler.sample_relative(study, trial, space)
+        for name, distribution in self.distributions.items():
+            if name not in params:
+                params[name] = sampler.sample_independent(study, trial, name, distribution)
+        return params
+
+
+def grid(distributions: Distributions) -> Any:
+    """Every point of a finite space, in order; nothing for an infinite one."""
+    if cells(distributions) is None:
+        return
+    for values in itertools.product(*(_values(d) for d in distributions.values())):
+        yield dict(zip(distributions, values, strict=True))
+
+
+def cells(distributions: Distributions) -> int | None:
+    """How many points the space has; None if a continuous axis makes that endless."""
+    sizes = [_size(distribution) for distribution in distributions.values()]
+    return None if None in sizes else math.prod(size for size in sizes if size is not None)
+
+
+def exhausted(distributions: Distributions, trials: Sequence[FrozenTrial]) -> bool:
+    """Whether every point of the space has been tried."""
+    total = cells(distributions)
+    return total is not None and len({_point(trial.params) for trial in trials}) >= total
+
+
+def _size(distribution: BaseDistribution) -> int | None:
+    if isinstance(distribution, CategoricalDistribution):
+        return len(distribution.choices)
+    low, high, step = distribution.low, distribution.high, distribution.step  # type: ignore[attr-defined]
+    if distribution.single():
+        return 1
+    return None if step is None else int(round((high - low) / step)) + 1
+
+
+def _values(distribution: BaseDistribution) -> Sequence[Any]:
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices
+    size = _size(distribution) or 0
+    step = distribution.step or 0  # type: ignore[attr-defined]
+    values = [distribution.low + i * step for i in range(size)]  # type: ignore[attr-defined]
+    return [int(value) for value in values] if isinstance(distribution, IntDistribution) else values
+
+
+def _point(params: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted((name, repr(value)) for name, value in params.items()))

@@ -1,0 +1,150 @@
+"""The process that holds the base model and trains: `python -m sweeps.worker`, spoken to over stdin and stdout."""
+
+import os
+import signal
+import sys
+import time
+import traceback
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from lora_core import backend
+from lora_core.config import TrainConfig
+from lora_core.errors import UserError
+from lora_core.records import DataInfo
+from lora_core.trial import Ended, Evaluated
+from sweeps.protocol import Channel, Fault, Fuse, Fused, Go, Progress, Ready, Report, Setup
+
+PROGRESS_SECONDS = 0.5
+
+
+def main() -> None:
+    """Serves one parent until it closes the pipe. Ctrl-C is the parent's to handle."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    channel = _channel()
+    try:
+        _serve(channel)
+    except BrokenPipeError:
+        pass  # the parent is gone
+    except UserError as error:
+        channel.send(Fault(True, str(error)))
+    except Exception:
+        channel.send(Fault(False, traceback.format_exc()))
+
+
+def _channel() -> Channel:
+    """Our messages keep stdout to themselves: whatever libraries print goes to stderr."""
+    outgoing = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return Channel(sys.stdin, outgoing)
+
+
+def _serve(channel: Channel) -> None:
+    setup = channel.receive()
+    assert isinstance(setup, Setup)
+    engine, ready = _set_up(setup)
+    channel.send(ready)
+    message = channel.receive()
+    while message is not None:
+        if isinstance(message, Fuse):
+            channel.send(_fuse(engine, message))
+        else:
+            assert isinstance(message, Go)
+            _train(engine, message, channel)
+        message = channel.receive()
+
+
+def _set_up(setup: Setup) -> tuple[Any, Ready]:
+    notes = backend.prepare()  # before the first import of mlx
+    from lora_core.data import load_data
+    from lora_core.engine import Engine
+    from lora_core.models import load
+
+    config = TrainConfig.from_dict(setup.config)
+    notes += backend.configure(config.trainer.memory_fraction)
+    base = load(config.model.path)
+    data = load_data(config.data, base.tokenizer, config.trainer.max_seq_length, config.seed)
+    engine = Engine(base, data, _slots(config, setup.slots))
+    notes += [*base.notes, *data.notes, *engine.notes]
+    info = _data_info(engine, config)
+    return engine, Ready(base.info, info, engine.slots, _environment(), notes)
+
+
+def _slots(config: TrainConfig, most: int) -> int:
+    # Packing saves launches and shares weight reads; a CPU has neither to save.
+    wished = (1 if backend.is_cpu() else 8) if config.trainer.slots == "auto" else int(config.trainer.slots)
+    return min(wished, most)
+
+
+def _data_info(engine: Any, config: TrainConfig) -> DataInfo:
+    data, feed = engine.data, engine.feed(config)
+    splits = {"train": data.train, "valid": data.valid, "test": data.test or []}
+    return DataInfo(
+        path=data.path,
+        fingerprint=data.fingerprint,
+        rows={name: len(rows) for name, rows in splits.items()},
+        tokens={name: int(sum(row.counts.sum() for row in rows)) for name, rows in splits.items()},
+        lengths=sorted({batch.length for batch in feed.train}),
+        batches=len(feed.train),
+    )
+
+
+def _environment() -> dict[str, Any]:
+    return {"device": backend.device_name(), "mlx": version("mlx"), "mlx-lm": version("mlx-lm")}
+
+
+def _fuse(engine: Any, message: Fuse) -> Fused:
+    config = TrainConfig.from_dict(message.config)
+    try:
+        return Fused(str(engine.fuse(Path(message.adapter), config, Path(message.folder))))
+    except (ValueError, OSError) as error:
+        return Fused(None, str(error))
+
+
+def _train(engine: Any, go: Go, channel: Channel) -> None:
+    """Does as told, then trains until there is something that the parent must answer."""
+    for name in go.stop:
+        engine.stop(name)
+    for spec in go.start:
+        engine.start(spec)
+    ticker = Ticker(engine)
+    while engine.running and not _wants_answer(engine):
+        engine.advance()
+        ticker.tick(channel)
+    ticker.tick(channel, last=True)
+    events, engine.events = engine.events, []
+    evaluated = [event for event in events if isinstance(event, Evaluated)]
+    ended = [event for event in events if isinstance(event, Ended)]
+    channel.send(Report(evaluated, ended, engine.free))
+
+
+def _wants_answer(engine: Any) -> bool:
+    """A trial's evaluation before its first step decides nothing, so it does not stop the others."""
+    return any(isinstance(event, Ended) or event.row["step"] > 0 for event in engine.events)
+
+
+@dataclass
+class Ticker:
+    """Sends what was done since the last tick, at most every half second."""
+
+    engine: Any
+    steps: int = field(init=False)
+    tokens: int = field(init=False)
+    start: float = field(default_factory=time.perf_counter)
+
+    def __post_init__(self) -> None:
+        self.steps, self.tokens = self.engine.steps, self.engine.tokens
+
+    def tick(self, channel: Channel, last: bool = False) -> None:
+        seconds = time.perf_counter() - self.start
+        if seconds < PROGRESS_SECONDS and not last:
+            return
+        channel.send(Progress(self.engine.steps - self.steps, self.engine.tokens - self.tokens, seconds))
+        self.__post_init__()
+        self.start = time.perf_counter()
+
+
+if __name__ == "__main__":
+    main()
