@@ -10,7 +10,8 @@ from lora_core.adapters import Site, initial, padded
 from lora_core.slot import Slot
 from lora_core.step import Computation, Pairs, Rows, Traits
 
-Arrays = list[list[mx.array]]  # [3·2·S] arrays of one slot or a whole pack: adapters, first, second moments
+# MKL multiplies matrices narrower than this with another kernel, whose last bits differ from those of wider ones.
+LEAST_RANK = 16
 
 
 class Pack:
@@ -119,7 +120,7 @@ class Pack:
 
     def _rank(self) -> int:
         largest = max(slot.config.lora_parameters.rank for slot in self.slots)
-        return 1 << (largest - 1).bit_length()
+        return max(LEAST_RANK, 1 << (largest - 1).bit_length())
 
     def _take(self, k: int) -> tuple[Any, Any, Any]:
         stacks = (self.adapters, *self.moments)

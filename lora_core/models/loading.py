@@ -59,7 +59,7 @@ def _load_tokenizer(folder: Path, config: dict[str, Any]) -> TokenizerWrapper:
 def _short(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
     name = "missing key " if isinstance(error, KeyError) else ""
-    return name + text.splitlines()[0][:200]
+    return name + " ".join(text.split())[:200]
 
 
 def _to_train_dtype(model: nn.Module) -> list[str]:

@@ -1,0 +1,5 @@
+"""A BLAS must be loaded before anything imports mlx, so this comes first."""
+
+from lora_core import backend
+
+backend.prepare()

@@ -1,0 +1,41 @@
+"""Imports only run downwards: sweeps → lora_core, sweeps → reports, reports → lora_core."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ALLOWED = {"lora_core": set(), "reports": {"lora_core"}, "sweeps": {"lora_core", "reports"}}
+FOREIGN = {
+    "lora_core": {"hydra", "omegaconf", "optuna", "mlflow", "pandas"},
+    "reports": {"mlx"},
+    "sweeps": set(),
+}
+FILES = [path for package in ALLOWED for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+def imported(source: str) -> Iterator[str]:
+    """The top-level packages that a module imports, wherever in it."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield str(node.module).partition(".")[0]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_only_run_downwards(path: Path) -> None:
+    package = path.relative_to(ROOT).parts[0]
+    found = set(imported(path.read_text()))
+    upwards = (found & ALLOWED.keys()) - ALLOWED[package] - {package}
+    assert not upwards, f"{package} must not import {upwards}"
+    assert not found & FOREIGN[package]
+
+
+def test_the_check_sees_imports_inside_functions() -> None:
+    assert set(imported("def f():\n    from sweeps.cli import main\n    import optuna.trial")) == {
+        "sweeps",
+        "optuna",
+    }
