@@ -92,10 +92,10 @@ def resolve(composed: DictConfig) -> SweepConfig:
 
 
 def _typed(composed: DictConfig) -> SweepConfig:
-    # A merge would leave the default where the YAML says ???, "to be given".
-    for key in sorted(OmegaConf.missing_keys(composed)):
-        raise UserError(f"{key} is not set: give {key}={_EXAMPLES.get(key, 'VALUE')}")
     try:
+        # A merge would leave the default where the YAML says ???, "to be given".
+        for key in sorted(OmegaConf.missing_keys(composed)):
+            raise UserError(f"{key} is not set: give {key}={_EXAMPLES.get(key, 'VALUE')}")
         config = OmegaConf.to_object(OmegaConf.merge(_SCHEMA, composed))
     except OmegaConfBaseException as error:
         raise explain(error, KEYS) from None

@@ -101,7 +101,7 @@ def _grid(key: str, sweep: RangeSweep, text: str, types: set[type]) -> Axis:
             f"{text} is {'empty' if start == stop else 'reversed'}: expected range(start,stop,step) with "
             "start below stop, which is left out, and a step above 0."
         )
-    last = start + (-(-(stop - start) // step) - 1) * step
+    last = start + (math.ceil((stop - start) / step) - 1) * step
     number = float if float in types else int
     if number is int and any(value != int(value) for value in (start, step)):
         raise UserError(f"{text}: {key} takes whole numbers.")
