@@ -7,7 +7,6 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from optuna import Trial
     from optuna.distributions import BaseDistribution
 
 _BARE_WORD = re.compile(r"[A-Za-z_][\w./-]*")
@@ -31,17 +30,8 @@ class Axis:
     group: bool = False
     written: bool = False
 
-    def suggest(self, trial: "Trial") -> Any:
-        """Draws a value for `trial`."""
-        if self.choices is not None:
-            return self.decode(trial.suggest_categorical(self.key, self._labels()))
-        low, high = self._ends()
-        if self.kind == "int":
-            return trial.suggest_int(self.key, int(low), int(high), step=int(self.step or 1), log=self.log)
-        return trial.suggest_float(self.key, low, high, step=self.step, log=self.log)
-
     def distribution(self) -> "BaseDistribution":
-        """The same as an Optuna distribution."""
+        """The axis as Optuna draws from it; `decode` gives the value that a draw stands for."""
         from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
         if self.choices is not None:

@@ -7,7 +7,6 @@ from itertools import product
 from pathlib import Path
 
 import hydra
-from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
@@ -17,6 +16,8 @@ from lora_core.errors import UserError
 from sweeps.compose import CONF, Composer, own_errors, parse, with_local_data
 from sweeps.config import SweepConfig, resolve
 from sweeps.space import split, texts_of, written_keys
+
+_exit_codes: list[int] = []  # of the jobs; Hydra drops what they return
 
 
 def show(command: str, flags: list[str], overrides: list[str]) -> int:
@@ -29,8 +30,10 @@ def multirun(flags: list[str], overrides: list[str], config_dir: str | None) -> 
     """`lora-sweep train -m`: one run after the other, each in a folder of Hydra's."""
     _check_jobs(overrides, config_dir)
     # A ValueError is a bug of ours here: the configuration has been checked.
+    _exit_codes.clear()
     with own_errors((HydraException, OmegaConfBaseException)):
-        return _run_hydra("train", flags, overrides)
+        _run_hydra("train", flags, overrides)
+    return max(_exit_codes)
 
 
 def _run_hydra(command: str, flags: list[str], overrides: list[str]) -> int:
@@ -60,19 +63,18 @@ def _check_jobs(overrides: list[str], config_dir: str | None) -> None:
 
 
 @hydra.main(version_base="1.3", config_path=f"pkg://{CONF}", config_name="config")
-def _job(cfg: DictConfig) -> int:
+def _job(cfg: DictConfig) -> None:
     from sweeps import train
 
-    overrides = list(HydraConfig.get().overrides.task)
-    config = _in_job_folder(resolve(cfg), HydraConfig.get())
-    return train.run(config, written_keys(parse(overrides)), overrides)
+    job = HydraConfig.get()
+    overrides = list(job.overrides.task)
+    config = _numbered(resolve(cfg), job.job.num)
+    folder = Path(job.runtime.output_dir)
+    _exit_codes.append(train.run(config, written_keys(parse(overrides)), overrides, folder))
 
 
-def _in_job_folder(config: SweepConfig, hydra_config: HydraConf) -> SweepConfig:
+def _numbered(config: SweepConfig, number: int) -> SweepConfig:
     """Jobs of one multirun must not write over each other."""
-    number = hydra_config.job.num
-    folder = Path(hydra_config.runtime.output_dir) / "adapters"
-    if config.adapter_path is not None:
-        folder = Path(config.adapter_path) / str(number)
+    path = None if config.adapter_path is None else str(Path(config.adapter_path) / str(number))
     study = None if config.study is None else f"{config.study}-{number}"
-    return replace(config, adapter_path=str(folder), study=study)
+    return replace(config, adapter_path=path, study=study)

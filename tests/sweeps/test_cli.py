@@ -113,17 +113,25 @@ def test_the_configuration_of_a_search_shows_its_axes(capsys: pytest.CaptureFixt
 
 def test_multirun_keeps_hydras_folders(calls: list[tuple[Any, ...]], folder: Path) -> None:
     assert main(["train", "-m", "model=tiny", "lora_parameters.rank=4,8", "study=mine"]) == 0
-    configs = [config for config, _, _ in calls]
+    configs = [call[0] for call in calls]
     assert [config.lora_parameters.rank for config in configs] == [4, 8]
     assert [config.study for config in configs] == ["mine-0", "mine-1"]
-    assert len({config.adapter_path for config in configs}) == 2
+    assert [call[3].parent.parent.parent for call in calls] == [folder / "multirun"] * 2
+    assert [call[3].name for call in calls] == ["0", "1"]
     assert calls[1][1] == {"model", "lora_parameters.rank", "study"}
     assert [path.name for path in folder.iterdir()] == ["multirun"]
 
 
 def test_multirun_with_an_adapter_path(calls: list[tuple[Any, ...]]) -> None:
     assert main(["train", "-m", "lora_parameters.rank=4,8", "adapter_path=out"]) == 0
-    assert [config.adapter_path for config, _, _ in calls] == ["out/0", "out/1"]
+    assert [call[0].adapter_path for call in calls] == ["out/0", "out/1"]
+
+
+def test_multirun_fails_when_a_job_does(
+    calls: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["sweeps.train"], "run", lambda config, *rest: int(config.seed == 1))
+    assert main(["train", "-m", "seed=1,2"]) == 1
 
 
 def test_ctrl_c(calls: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
