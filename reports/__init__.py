@@ -1,1 +1,11 @@
-"""Reads a finished or running study from disk, computes, draws and writes. Trains nothing."""
+"""Reads a finished or running study, computes, draws, writes. Trains nothing."""
+
+from pathlib import Path
+
+
+def build(study_folder: Path, out: Path | None = None) -> Path:
+    """Writes the report of the study in `study_folder`; see `reports.writer.build`."""
+    # Drawing libraries take a second to import: only when a report is really built.
+    from reports.writer import build as write
+
+    return write(study_folder, out)

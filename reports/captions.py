@@ -1,0 +1,51 @@
+"""The sentence under each figure, with its numbers."""
+
+from reports import curves
+from reports.content import Content
+from reports.wording import plural
+
+
+def history(content: Content) -> str:
+    shown = content.history
+    pruned = sum(point.state == "pruned" for point in shown.points)
+    told = [f"{plural(len(shown.points) - pruned, 'completed trial')} (dots), {pruned} pruned (crosses)."]
+    if shown.without_value:
+        told.append(f"{plural(shown.without_value, 'failed trial')} not drawn.")
+    losses = [point.loss for point in shown.points]
+    return " ".join([*told, curves.outside(shown.frame, losses, shown.references)]).strip()
+
+
+def importance(content: Content) -> str:
+    found = content.importance
+    method = f"{found.method} over {plural(found.completed, 'completed trial')}:"
+    what = f"how much each setting separates the best {found.best} from all of them; shares add up to 1."
+    outside = (
+        f"{plural(found.left_out, 'trial')} outside the present space left out." if found.left_out else ""
+    )
+    return " ".join(part for part in (method, what, outside, found.caution) if part)
+
+
+def heatmap(content: Content) -> str:
+    found = content.heatmap
+    cells = sum(map(len, found.cells))
+    return (
+        f"Median of best_val_loss over {plural(found.total, 'completed trial')}, and how many (n) lie in "
+        f"each cell; {found.empty} of {plural(cells, 'cell')} without one (–). ★ marks the winner's cell."
+    )
+
+
+def learning(content: Content) -> str:
+    found = content.curves
+    pruned = sum(line.state == "pruned" for line in found.lines)
+    marks = f" × marks where a trial was pruned ({pruned})." if pruned else ""
+    told = f"{plural(len(found.lines), 'curve')}.{marks}"
+    references = {} if found.base is None else {"base": found.base}
+    return f"{told} {curves.outside(found.frame, found.losses, references)}".strip()
+
+
+FIGURES = {"history": history, "importance": importance, "heatmap": heatmap, "curves": learning}
+
+
+def captions(content: Content) -> dict[str, str]:
+    """Figure → its caption, or why it is not drawn."""
+    return {name: getattr(content, name).why_not or tell(content) for name, tell in FIGURES.items()}

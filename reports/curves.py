@@ -1,0 +1,134 @@
+"""What the line figures show: best so far by trial number, and validation loss by step."""
+
+from dataclasses import dataclass, field
+
+from lora_core.records import TrialRecord
+from reports.study import Row, Study, value
+from reports.wording import loss, plural
+
+# Enough for every wiggle of a few trials; thinned beyond, so that a report of many stays small.
+MAX_POINTS = 40_000
+MIN_POINTS = 20
+
+
+@dataclass
+class Point:
+    name: str
+    number: int
+    loss: float
+    state: str
+
+
+@dataclass
+class History:
+    """`best`: trial number → lowest loss of a completed trial up to it. `frame`: both ends of the axis."""
+
+    points: list[Point] = field(default_factory=list)
+    best: list[tuple[int, float]] = field(default_factory=list)
+    references: dict[str, float] = field(default_factory=dict)  # base, default
+    frame: tuple[float, float] = (0.0, 1.0)
+    without_value: int = 0
+    why_not: str | None = None
+
+
+@dataclass
+class Curve:
+    """One trial's validation loss. `kind`: best, default, base or trial."""
+
+    name: str
+    kind: str
+    state: str
+    steps: list[float]
+    losses: list[float]
+
+
+@dataclass
+class Curves:
+    lines: list[Curve] = field(default_factory=list)
+    base: float | None = None
+    frame: tuple[float, float] = (0.0, 1.0)
+    why_not: str | None = None
+
+    @property
+    def losses(self) -> list[float]:
+        """All losses after step 0."""
+        return [y for line in self.lines for x, y in zip(line.steps, line.losses, strict=True) if x > 0]
+
+
+def history(study: Study) -> History:
+    points = [
+        Point(trial.name, trial.number if trial.number is not None else place, own, trial.state)
+        for place, trial in enumerate(study.searched)
+        if (own := value(trial)) is not None and trial.state in ("complete", "pruned")
+    ]
+    if not points:
+        return History(why_not="Not drawn: no trial has a validation loss yet.")
+    references = _references(study)
+    missing = sum(trial.state != "running" for trial in study.searched) - len(points)
+    shown = frame([point.loss for point in points], list(references.values()))
+    return History(points, best_so_far(points), references, shown, missing)
+
+
+def best_so_far(points: list[Point]) -> list[tuple[int, float]]:
+    """Only completed trials count: a pruned one cannot win."""
+    best: list[tuple[int, float]] = []
+    for point in sorted(points, key=lambda point: point.number):
+        if point.state == "complete":
+            best.append((point.number, min(point.loss, best[-1][1]) if best else point.loss))
+    return best
+
+
+def _references(study: Study) -> dict[str, float]:
+    rows = {"base": value(study.base), "default": value(study.default)}
+    return {name: own for name, own in rows.items() if own is not None}
+
+
+def curves(study: Study) -> Curves:
+    drawn = [trial for trial in study.trials if any(row["step"] > 0 for row in study.curves[trial.name])]
+    if not drawn:
+        return Curves(why_not="Not drawn: no trial has been evaluated after its first step yet.")
+    limit = max(MIN_POINTS, MAX_POINTS // len(drawn))
+    found = Curves([_curve(study, trial, limit) for trial in drawn], value(study.base))
+    found.frame = frame(found.losses, [] if found.base is None else [found.base])
+    return found
+
+
+def _curve(study: Study, trial: TrialRecord, limit: int) -> Curve:
+    rows = thinned(study.curves[trial.name], limit)
+    kind = "best" if trial is study.winner else "default" if trial.role == "default" else "trial"
+    return Curve(
+        trial.name, kind, trial.state, [row["step"] for row in rows], [row["val_loss"] for row in rows]
+    )
+
+
+def thinned(rows: list[Row], limit: int) -> list[Row]:
+    """At most `limit` of `rows`, evenly chosen, the first and the last among them."""
+    if len(rows) <= limit:
+        return rows
+    return [rows[round(i * (len(rows) - 1) / (limit - 1))] for i in range(limit)]
+
+
+def frame(losses: list[float], references: list[float]) -> tuple[float, float]:
+    """The span of the loss axis: all but the worst twentieth of `losses`, and the references that lie near.
+
+    A single diverging trial, or a base model far above all of them, would press the rest into a line.
+    """
+    ordered = sorted(losses)
+    low, high = ordered[0], ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]
+    reach = 1.5 * (high - low)
+    near = [reference for reference in references if low - reach <= reference <= high + reach]
+    low, high = min([low, *near]), max([high, *near])
+    pad = 0.06 * (high - low) or 0.05
+    return low - pad, high + pad
+
+
+def outside(shown: tuple[float, float], losses: list[float], references: dict[str, float]) -> str:
+    """What lies outside the frame, in a sentence; empty where nothing does."""
+    beyond = sum(not shown[0] <= number <= shown[1] for number in losses)
+    told = (
+        [f"{plural(beyond, 'point')} {'lies' if beyond == 1 else 'lie'} outside the frame."] if beyond else []
+    )
+    for name, number in references.items():
+        if not shown[0] <= number <= shown[1]:
+            told.append(f"The {name} row ({loss(number)}) lies outside the frame.")
+    return " ".join(told)

@@ -1,0 +1,177 @@
+"""The figures for the HTML page, as plotly's own JSON.
+
+Colours are written as `var(--best)` and the like: the page puts in those of its light or dark palette, so one
+figure serves both. Plain dicts instead of `plotly.graph_objects` keep a study of 500 trials fast.
+"""
+
+from html import escape
+from typing import Any
+
+from reports.content import Content
+from reports.curves import Curve, Curves, History
+from reports.heatmap import DARK_BELOW, Cell, Heatmap
+from reports.importance import Importance
+from reports.wording import loss
+
+Figure = dict[str, Any]
+LABELS = {"base": "base model", "default": "default settings"}
+DASHES = {"base": "dash", "default": "dot"}
+
+
+def figures(content: Content) -> dict[str, Figure]:
+    """Name → figure, of those that can be drawn."""
+    drawn: dict[str, Figure] = {}
+    if not content.history.why_not:
+        drawn["history"] = history(content.history)
+    if not content.importance.why_not:
+        drawn["importance"] = importance(content.importance, content.names)
+    if not content.heatmap.why_not:
+        drawn["heatmap"] = heatmap(content.heatmap)
+    if not content.curves.why_not:
+        drawn["curves"] = curves(content.curves)
+    return drawn
+
+
+def history(shown: History) -> Figure:
+    traces = [
+        _points(shown, "complete", "circle", "completed"),
+        _points(shown, "pruned", "x-thin", "pruned"),
+        {
+            "type": "scatter", "mode": "lines", "name": "best so far", "hoverinfo": "skip",
+            "x": [number for number, _ in shown.best], "y": [best for _, best in shown.best],
+            "line": {"shape": "hv", "color": "var(--best)", "width": 2.5},
+        },
+    ]  # fmt: skip
+    last = max(point.number for point in shown.points)
+    lines = [_reference(name, level, last) for name, level in shown.references.items()]
+    layout = _layout("trial number", "best_val_loss (nats per token)", shown.frame)
+    layout["xaxis"] |= {"range": [-0.6, last + 0.6], "tickformat": "d"}
+    return {"data": [trace for trace in [*traces, *lines] if trace["x"]], "layout": layout}
+
+
+def _points(shown: History, state: str, symbol: str, name: str) -> Figure:
+    points = [point for point in shown.points if point.state == state]
+    size = 8 if len(shown.points) < 100 else 5
+    line = {"width": 2, "color": "var(--trial)"} if symbol == "x-thin" else {"width": 0}
+    return {
+        "type": "scatter", "mode": "markers", "name": name,
+        "x": [point.number for point in points], "y": [point.loss for point in points],
+        "text": [escape(point.name) for point in points],
+        "hovertemplate": "%{text}<br>%{y:.4f}<extra></extra>",
+        "marker": {"symbol": symbol, "size": size, "color": "var(--trial)", "line": line},
+    }  # fmt: skip
+
+
+def _reference(kind: str, level: float, last: float) -> Figure:
+    return {
+        "type": "scatter", "mode": "lines", "name": LABELS[kind],
+        "x": [-0.6, last + 0.6], "y": [level, level],
+        "hovertemplate": f"{LABELS[kind]}<br>%{{y:.4f}}<extra></extra>",
+        "line": {"color": f"var(--{kind})", "width": 1.5, "dash": DASHES[kind]},
+    }  # fmt: skip
+
+
+def importance(found: Importance, names: dict[str, str]) -> Figure:
+    items = sorted(found.shares.items(), key=lambda item: item[1])
+    layout = _layout("share of the importance", "", None, height=90 + 38 * len(items))
+    layout["xaxis"] |= {"range": [0, 1.12 * items[-1][1]]}
+    bars = {
+        "type": "bar", "orientation": "h", "x": [share for _, share in items],
+        "y": [escape(names.get(key, key)) for key, _ in items], "width": 0.55,
+        "marker": {"color": "var(--best)"},
+        "text": [f"{share:.2f}" for _, share in items], "textposition": "outside", "cliponaxis": False,
+        "hoverinfo": "skip",
+    }  # fmt: skip
+    return {"data": [bars], "layout": layout}
+
+
+def heatmap(found: Heatmap) -> Figure:
+    trace = {
+        "type": "heatmap", "x": found.ratios, "y": found.ranks,
+        "z": [[cell.median for cell in row] for row in found.cells],
+        "customdata": [[loss(cell.best) for cell in row] for row in found.cells],
+        "hovertemplate": "rank %{y}, α/r %{x}<br>median %{z:.4f}, best %{customdata}<extra></extra>",
+        "hoverongaps": False, "xgap": 3, "ygap": 3,
+        "colorscale": [[0, "var(--heat_good)"], [1, "var(--heat_poor)"]],
+        "colorbar": {"title": {"text": "loss"}, "thickness": 10, "outlinewidth": 0, "nticks": 5},
+    }  # fmt: skip
+    layout = _layout("scale ratio α/r", "rank r", None, height=130 + 62 * len(found.ranks))
+    layout["xaxis"] |= {"type": "category", "showgrid": False}
+    layout["yaxis"] |= {"type": "category", "showgrid": False}
+    layout["annotations"] = [
+        _note(found, cell) | {"x": j, "y": i}
+        for i, row in enumerate(found.cells)
+        for j, cell in enumerate(row)
+    ]
+    return {"data": [trace], "layout": layout}
+
+
+def _note(found: Heatmap, cell: Cell) -> Figure:
+    """The text of a cell, light on its dark half: plotly's own choice is hard to read in the middle."""
+    if cell.count == 0:
+        return {"text": "–", "showarrow": False, "font": {"color": "var(--soft)"}}
+    text = f"{loss(cell.median)}{' ★' if cell.winner else ''}<br>n={cell.count}"
+    colour = "var(--page)" if found.shade(cell) < DARK_BELOW else "var(--ink)"
+    return {"text": text, "showarrow": False, "font": {"color": colour}}
+
+
+def curves(found: Curves) -> Figure:
+    others = [line for line in found.lines if line.kind == "trial"]
+    traces = [_others(others), _pruned_ends(found.lines)]
+    traces += [
+        _highlighted(line) for kind in ("default", "best") for line in found.lines if line.kind == kind
+    ]
+    last = max(step for line in found.lines for step in line.steps)
+    if found.base is not None:
+        traces.append(_reference("base", found.base, last) | {"x": [0, last]})
+    layout = _layout("optimizer step", "validation loss (nats per token)", found.frame)
+    return {"data": [trace for trace in traces if trace["x"]], "layout": layout}
+
+
+def _others(lines: list[Curve]) -> Figure:
+    """All other trials in one trace, with gaps between them: hundreds of traces would crawl."""
+    x: list[float | None] = []
+    y: list[float | None] = []
+    text: list[str] = []
+    for line in lines:
+        x += [*line.steps, None]
+        y += [*(round(number, 5) for number in line.losses), None]
+        text += [escape(line.name)] * (len(line.steps) + 1)
+    return {
+        "type": "scatter", "mode": "lines", "name": "other trials", "x": x, "y": y, "text": text,
+        "hovertemplate": "%{text}<br>%{y:.4f}<extra></extra>", "opacity": 0.7,
+        "line": {"color": "var(--trial)", "width": 1.2},
+    }  # fmt: skip
+
+
+def _pruned_ends(lines: list[Curve]) -> Figure:
+    pruned = [line for line in lines if line.state == "pruned"]
+    return {
+        "type": "scatter", "mode": "markers", "name": "pruned here", "hoverinfo": "skip",
+        "x": [line.steps[-1] for line in pruned], "y": [line.losses[-1] for line in pruned],
+        "marker": {"symbol": "x-thin", "size": 8, "line": {"width": 2, "color": "var(--trial)"}},
+    }  # fmt: skip
+
+
+def _highlighted(line: Curve) -> Figure:
+    name = LABELS["default"] if line.kind == "default" else f"best: {escape(line.name)}"
+    style = {"color": f"var(--{line.kind})", "width": 3 if line.kind == "best" else 2}
+    return {
+        "type": "scatter", "mode": "lines+markers", "name": name, "x": line.steps, "y": line.losses,
+        "line": style | ({"dash": DASHES["default"]} if line.kind == "default" else {}),
+        "marker": {"size": 5},
+        "hovertemplate": f"{name}<br>%{{y:.4f}}<extra></extra>",
+    }  # fmt: skip
+
+
+def _layout(x: str, y: str, shown: tuple[float, float] | None, height: int = 400) -> Figure:
+    axis = {"gridcolor": "var(--line)", "linecolor": "var(--line)", "zeroline": False, "automargin": True}
+    return {
+        "height": height, "margin": {"l": 10, "r": 10, "t": 10, "b": 10},
+        "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"color": "var(--ink)", "family": "system-ui, sans-serif", "size": 13},
+        "hoverlabel": {"bgcolor": "var(--raised)", "font": {"color": "var(--ink)"}},
+        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        "xaxis": axis | {"title": {"text": x}},
+        "yaxis": axis | {"title": {"text": y}} | ({"range": list(shown)} if shown else {}),
+    }  # fmt: skip

@@ -1,0 +1,129 @@
+"""The figures for Markdown, as PNG files. Drawn from the same numbers as those of the HTML page."""
+
+import io
+from collections.abc import Callable
+
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from reports.content import Content
+from reports.curves import Curve
+from reports.heatmap import DARK_BELOW
+from reports.palette import LIGHT
+from reports.wording import loss
+
+LABELS = {"base": "base model", "default": "default settings"}
+DASHES = {"base": "--", "default": ":"}
+
+
+def figures(content: Content) -> dict[str, bytes]:
+    """Name → PNG, of those that can be drawn."""
+    drawers = {"history": _history, "importance": _importance, "heatmap": _heatmap, "curves": _curves}
+    return {
+        name: _png(draw, content, _height(name, content))
+        for name, draw in drawers.items()
+        if not getattr(content, name).why_not
+    }
+
+
+def _height(name: str, content: Content) -> float:
+    if name == "importance":
+        return 1.0 + 0.45 * len(content.importance.shares)
+    return 1.3 + 0.62 * len(content.heatmap.ranks) if name == "heatmap" else 4.2
+
+
+def _png(draw: Callable[[Axes, Content], None], content: Content, height: float) -> bytes:
+    # `Figure` without pyplot keeps no state between reports and needs no display.
+    figure = Figure(figsize=(8, height), layout="constrained", facecolor=LIGHT["page"])
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(LIGHT["line"])
+    axes.tick_params(colors=LIGHT["soft"], length=0)
+    axes.set_axisbelow(True)
+    draw(axes, content)
+    for label in (axes.xaxis.label, axes.yaxis.label):
+        label.set_color(LIGHT["soft"])
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=140)
+    return stream.getvalue()
+
+
+def _history(axes: Axes, content: Content) -> None:
+    shown = content.history
+    for state, marker, label in (("complete", "o", "completed"), ("pruned", "x", "pruned")):
+        points = [point for point in shown.points if point.state == state]
+        if points:
+            x, y = [point.number for point in points], [point.loss for point in points]
+            axes.scatter(x, y, s=28, marker=marker, color=LIGHT["trial"], label=label)
+    if shown.best:
+        best = list(zip(*shown.best, strict=True))
+        axes.step(*best, where="post", color=LIGHT["best"], linewidth=2.2, label="best so far")
+    for kind, level in shown.references.items():
+        axes.axhline(level, color=LIGHT[kind], linestyle=DASHES[kind], linewidth=1.3, label=LABELS[kind])
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _finish(axes, "trial number", "best_val_loss (nats per token)", shown.frame)
+
+
+def _importance(axes: Axes, content: Content) -> None:
+    items = sorted(content.importance.shares.items(), key=lambda item: item[1])
+    bars = axes.barh(
+        [content.names.get(key, key) for key, _ in items],
+        [share for _, share in items],
+        height=0.55,
+        color=LIGHT["best"],
+    )
+    axes.bar_label(bars, fmt="%.2f", padding=4, color=LIGHT["ink"])
+    axes.tick_params(axis="y", colors=LIGHT["ink"])
+    axes.set_xlabel("share of the importance")
+
+
+def _heatmap(axes: Axes, content: Content) -> None:
+    found = content.heatmap
+    colours = LinearSegmentedColormap.from_list("loss", [LIGHT["heat_good"], LIGHT["heat_poor"]])
+    values = [[float("nan") if cell.median is None else cell.median for cell in row] for row in found.cells]
+    axes.imshow(values, cmap=colours, aspect="auto", origin="lower")
+    for i, row in enumerate(found.cells):
+        for j, cell in enumerate(row):
+            star = " ★" if cell.winner else ""
+            text = f"{loss(cell.median)}{star}\nn={cell.count}" if cell.count else "–"
+            dark = cell.count and found.shade(cell) < DARK_BELOW
+            axes.text(
+                j, i, text, ha="center", va="center", fontsize=9, color="white" if dark else LIGHT["ink"]
+            )
+    axes.set_xticks(range(len(found.ratios)), found.ratios)
+    axes.set_yticks(range(len(found.ranks)), found.ranks)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel("scale ratio α/r")
+    axes.set_ylabel("rank r")
+
+
+def _curves(axes: Axes, content: Content) -> None:
+    found = content.curves
+    for line in sorted(found.lines, key=lambda line: ("trial", "default", "best").index(line.kind)):
+        _curve(axes, line)
+    if found.base is not None:
+        axes.axhline(
+            found.base, color=LIGHT["base"], linestyle=DASHES["base"], linewidth=1.3, label=LABELS["base"]
+        )
+    _finish(axes, "optimizer step", "validation loss (nats per token)", found.frame)
+
+
+def _curve(axes: Axes, line: Curve) -> None:
+    width = {"best": 2.4, "default": 1.8}.get(line.kind, 0.9)
+    label = {"best": f"best: {line.name}", "default": LABELS["default"]}.get(line.kind)
+    style = DASHES.get(line.kind, "-")
+    colour = LIGHT[line.kind]
+    axes.plot(line.steps, line.losses, color=colour, linewidth=width, linestyle=style, label=label)
+    if line.state == "pruned":
+        axes.plot(line.steps[-1], line.losses[-1], marker="x", markersize=6, color=LIGHT["trial"])
+
+
+def _finish(axes: Axes, x: str, y: str, shown: tuple[float, float]) -> None:
+    axes.set_ylim(shown)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(axis="y", color=LIGHT["line"], linewidth=0.8)
+    legend = {"loc": "lower left", "bbox_to_anchor": (0, 1.0), "ncols": 5, "frameon": False, "fontsize": 9}
+    axes.legend(**legend)

@@ -1,0 +1,98 @@
+"""Rank against α/r: the median loss of the completed trials in each cell, and how many there are."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from statistics import median
+
+from lora_core.config import TrainConfig
+from lora_core.records import TrialRecord
+from reports.study import Study, finite, value
+
+DARK_BELOW = 0.4  # cells of a lower shade carry light text
+MAX_VALUES = 8  # more different values than this are binned
+
+
+@dataclass
+class Cell:
+    count: int
+    median: float | None
+    best: float | None
+    winner: bool = False
+
+
+@dataclass
+class Heatmap:
+    """`cells[i][j]` is rank `ranks[i]` at ratio `ratios[j]`; both are labels of a value or a bin."""
+
+    ranks: list[str] = field(default_factory=list)
+    ratios: list[str] = field(default_factory=list)
+    cells: list[list[Cell]] = field(default_factory=list)
+    why_not: str | None = None
+
+    @property
+    def empty(self) -> int:
+        return sum(cell.count == 0 for row in self.cells for cell in row)
+
+    def shade(self, cell: Cell) -> float:
+        """Where the cell lies between the best (0) and the poorest (1)."""
+        medians = [other.median for row in self.cells for other in row if other.median is not None]
+        span = max(medians) - min(medians)
+        return (cell.median - min(medians)) / span if cell.median is not None and span else 0.0
+
+    @property
+    def total(self) -> int:
+        return sum(cell.count for row in self.cells for cell in row)
+
+
+def compute(study: Study) -> Heatmap:
+    ranks = [rank_of(trial) for trial in study.completed]
+    ratios = [ratio_of(trial) for trial in study.completed]
+    if not study.completed:
+        return Heatmap(why_not="Not drawn: no trial has completed.")
+    if len(set(ranks)) == 1 and len(set(ratios)) == 1:
+        told = f"rank {ranks[0]:g} and α/r {ratios[0]:.4g}"
+        return Heatmap(why_not=f"Not drawn: neither rank nor α/r varied; all completed trials have {told}.")
+    row_of, rank_labels = bins(ranks)
+    column_of, ratio_labels = bins(ratios)
+    inside: dict[tuple[int, int], list[TrialRecord]] = {}
+    for trial, rank, ratio in zip(study.completed, ranks, ratios, strict=True):
+        inside.setdefault((row_of(rank), column_of(ratio)), []).append(trial)
+    cells = [
+        [_cell(inside.get((i, j), [])) for j in range(len(ratio_labels))] for i in range(len(rank_labels))
+    ]
+    # The winner comes first among the completed.
+    cells[row_of(ranks[0])][column_of(ratios[0])].winner = True
+    return Heatmap(rank_labels, ratio_labels, cells)
+
+
+def _cell(trials: list[TrialRecord]) -> Cell:
+    losses = [loss for trial in trials if (loss := value(trial)) is not None]
+    return Cell(len(losses), median(losses), min(losses)) if losses else Cell(0, None, None)
+
+
+def rank_of(trial: TrialRecord) -> float:
+    return float(TrainConfig.from_dict(trial.config).lora_parameters.rank)
+
+
+def ratio_of(trial: TrialRecord) -> float:
+    """α/r as measured, or as the configuration says."""
+    measured = trial.metrics.get("scale_ratio")
+    return (
+        measured
+        if finite(measured) and measured
+        else TrainConfig.from_dict(trial.config).lora_parameters.ratio
+    )
+
+
+def bins(values: list[float]) -> tuple[Callable[[float], int], list[str]]:
+    """Value → index, and the labels: each value its own while few, else equal logarithmic steps."""
+    distinct = sorted(set(values))
+    if len(distinct) <= MAX_VALUES:
+        return distinct.index, [f"{number:.4g}" for number in distinct]
+    low, high = math.log(distinct[0]), math.log(distinct[-1])
+    width = (high - low) / MAX_VALUES
+    edges = [math.exp(low + width * step) for step in range(MAX_VALUES + 1)]
+    labels = [f"{a:.2g}–{b:.2g}" for a, b in pairwise(edges)]
+    return lambda number: min(int((math.log(number) - low) / width), MAX_VALUES - 1), labels

@@ -1,0 +1,22 @@
+"""What each metric means: the footnotes."""
+
+FOOTNOTES = {
+    "best_val_loss": "Lowest validation loss after step 0, in nats per token: the loss of the checkpoint "
+    "that is kept, and the value a trial is ranked by. For the base model: its loss at step 0.",
+    "final_val_loss": "Validation loss after the trial's last step.",
+    "validation loss": "Mean cross-entropy (natural logarithm) over all tokens of the validation rows that "
+    "count in the loss.",
+    "perplexity": "exp(best_val_loss).",
+    "gain": "Loss of the reference row minus the trial's best_val_loss; in percent, of the reference's loss. "
+    "Above 0 is better. Base: the model without an adapter. Default: the default configuration, trained too.",
+    "scale_ratio": "α/r, the LoRA scale divided by the rank.",
+    "multiplier": "The number that multiplies B·A.",
+    "steps": "Optimizer steps done. A pruned trial was stopped early because it was behind.",
+    "trainable_params": "Numbers in the adapter's matrices A and B.",
+    "adapter_mb": "Size of adapters.safetensors, in millions of bytes.",
+    "train_seconds": "Seconds in training steps, without evaluation.",
+    "tokens_per_second": "Tokens that count in the loss, per second in training steps. Trials that share a "
+    "batch share its time.",
+    "peak_memory_gb": "Highest memory of the process that trained the trial, shared by all trials in it.",
+    "importance": "Share of a setting in telling the best trials from the others, whatever the direction.",
+}

@@ -1,0 +1,87 @@
+"""How to do it again: commands, space, seeds, fingerprints, versions."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from lora_core.records import StudyRecord
+from reports.wording import amount, plural, setting
+
+
+@dataclass
+class Reproduce:
+    """`facts` and `environment`: what → how it was, as text, in reading order."""
+
+    command: str
+    resume_command: str
+    space: list[str]
+    facts: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def reproduce(record: StudyRecord) -> Reproduce:
+    facts = {**_search(record), **_model(record.model), **_data(record.data), **_stored(record)}
+    return Reproduce(
+        record.command,
+        record.resume_command,
+        record.space or [f"{axis.get('key')}: {axis.get('kind')}" for axis in record.axes],
+        {name: text for name, text in facts.items() if text},
+        flat(record.environment),
+        record.notes,
+    )
+
+
+def _search(record: StudyRecord) -> dict[str, str]:
+    return {
+        "Sampler": record.sampler,
+        "Pruner": record.pruner,
+        "Objective": f"{record.objective}, {record.direction}",
+        "Seed": str(record.seed),
+        "Trials": amount(record.n_trials),
+        "Study fingerprint": record.fingerprint,
+        "Started": record.created,
+        "Ended": record.ended or "",
+    }
+
+
+def _model(model: dict[str, Any]) -> dict[str, str]:
+    size = f"{amount(model['parameters'])} parameters" if model.get("parameters") else ""
+    blocks = plural(model["depth"], "block") if model.get("depth") else ""
+    kind = [str(part) for part in (model.get("kind"), blocks, size, model.get("dtype")) if part]
+    return {
+        "Model": str(model.get("path", "")),
+        "Model folder": str(model.get("folder", "")),
+        "Model kind": ", ".join(kind),
+        "Model fingerprint": str(model.get("fingerprint", "")),
+    }
+
+
+def _data(data: dict[str, Any]) -> dict[str, str]:
+    tokens = data.get("tokens") or {}
+    rows = [_split(split, count, tokens.get(split)) for split, count in (data.get("rows") or {}).items()]
+    return {
+        "Data": str(data.get("path", "")),
+        "Data rows": "; ".join(rows),
+        "Data fingerprint": str(data.get("fingerprint", "")),
+        "Padded lengths": ", ".join(map(str, data.get("lengths") or [])),
+    }
+
+
+def _split(split: str, count: int, tokens: int | None) -> str:
+    counted = f" ({amount(tokens)} tokens in the loss)" if tokens else ""
+    return f"{split} {plural(count, 'row')}{counted}"
+
+
+def _stored(record: StudyRecord) -> dict[str, str]:
+    return {"Storage": record.storage, "MLflow": str(record.tracking.get("link") or "")}
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested plain values as dotted name → text, without the empty ones."""
+    found: dict[str, str] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            found |= flat(value, f"{prefix}{name}.")
+        elif value not in (None, ""):
+            found[prefix + str(name)] = setting(value)
+    return found

@@ -1,0 +1,137 @@
+"""A study as it lies on disk, in one object: the record, its trials and their learning curves."""
+
+import math
+import shlex
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_core.config import TrainConfig
+from lora_core.records import StudyRecord, TrialRecord, load_metrics, load_study, load_trials
+
+# A `train` run is read as a study of one trial.
+SEARCHED = ("trial", "train")
+Row = dict[str, Any]
+
+
+@dataclass
+class Study:
+    """`trials`: base, default, then by number. `curves`: trial name → the rows of its `metrics.jsonl`."""
+
+    folder: Path
+    record: StudyRecord
+    trials: list[TrialRecord]
+    curves: dict[str, list[Row]]
+
+    @property
+    def name(self) -> str:
+        return self.record.study
+
+    @property
+    def base(self) -> TrialRecord | None:
+        return self._of_role("base")
+
+    @property
+    def default(self) -> TrialRecord | None:
+        return self._of_role("default")
+
+    @property
+    def searched(self) -> list[TrialRecord]:
+        """The search's own trials, by number."""
+        return [trial for trial in self.trials if trial.role in SEARCHED]
+
+    @property
+    def completed(self) -> list[TrialRecord]:
+        """The searched trials that ran to their end and have a value, best first."""
+        done = [trial for trial in self.searched if trial.state == "complete" and value(trial) is not None]
+        return sorted(done, key=lambda trial: (value(trial), trial.number or 0))
+
+    @property
+    def winner(self) -> TrialRecord | None:
+        return next(iter(self.completed), None)
+
+    @property
+    def repeated(self) -> bool:
+        """Whether any setting was trained with more than one seed."""
+        return any(trial.role == "confirm" or trial.repeat > 0 for trial in self.trials)
+
+    def count(self, state: str) -> int:
+        return Counter(trial.state for trial in self.searched)[state]
+
+    def _of_role(self, role: str) -> TrialRecord | None:
+        return next((trial for trial in self.trials if trial.role == role), None)
+
+
+def load(folder: Path) -> Study:
+    """The study in `folder`. Raises UserError if its `study.json` is missing or broken."""
+    record = load_study(folder)
+    trials = load_trials(folder)
+    curves = {trial.name: _rows(folder / trial.name) for trial in trials}
+    return Study(folder, record, trials, curves)
+
+
+def _rows(folder: Path) -> list[Row]:
+    """The evaluations with a finite loss, by step: a diverged trial's last row is NaN."""
+    rows = [row for row in load_metrics(folder) if finite(row.get("val_loss")) and finite(row.get("step"))]
+    return sorted(rows, key=lambda row: row["step"])
+
+
+def finite(number: Any) -> bool:
+    return isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
+
+
+def value(trial: TrialRecord | None) -> float | None:
+    """The trial's `best_val_loss`, or None while it has no finite one."""
+    return trial.value if trial is not None and finite(trial.value) else None
+
+
+def perplexity(loss: float) -> float | None:
+    """exp(loss), or None where a float cannot hold it."""
+    return math.exp(loss) if loss < 700 else None
+
+
+def setting(trial: TrialRecord, key: str) -> Any:
+    """What `trial` had at the searched `key`: drawn, or from its configuration; None for the base model."""
+    if key in trial.params or trial.role == "base":
+        return trial.params.get(key)
+    found: Any = trial.config
+    for part in key.split("."):
+        found = found.get(part) if isinstance(found, dict) else None
+    derived = {"lora_parameters.scale": "alpha", "lora_parameters.scale_ratio": "ratio"}
+    if found is None and key in derived:
+        # Either is null in the configuration where it follows from the other.
+        return getattr(TrainConfig.from_dict(trial.config).lora_parameters, derived[key])
+    return None if isinstance(found, dict) else found
+
+
+def searched_keys(study: Study) -> list[str]:
+    """The keys of the space, then any other that a trial carries."""
+    keys = [str(axis["key"]) for axis in study.record.axes if axis.get("key")]
+    keys += [key for trial in study.searched for key in trial.params]
+    return list(dict.fromkeys(keys))
+
+
+def short_names(keys: list[str]) -> dict[str, str]:
+    """Key → its last part, where that names one key only."""
+    last = {key: key.rpartition(".")[2] for key in keys}
+    seen = Counter(last.values())
+    return {key: name if seen[name] == 1 else key for key, name in last.items()}
+
+
+def adapter_folder(study: Study, trial: TrialRecord) -> str | None:
+    """Where the trial's adapter lies; a study folder that was moved takes its adapters along."""
+    if trial.adapter is None or Path(trial.adapter).is_dir():
+        return trial.adapter
+    beside = study.folder / trial.name / "adapters"
+    return str(beside.resolve()) if beside.is_dir() else trial.adapter
+
+
+def generate_command(study: Study, trial: TrialRecord) -> str | None:
+    """The stock mlx_lm command that answers with the trial's adapter."""
+    adapter = adapter_folder(study, trial)
+    model = study.record.model.get("folder") or study.record.model.get("path")
+    if not adapter or not model:
+        return None
+    where = f"--model {shlex.quote(str(model))} --adapter-path {shlex.quote(adapter)}"
+    return f'mlx_lm.generate {where} --prompt "…"'

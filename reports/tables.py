@@ -1,0 +1,116 @@
+"""The tables: leaderboard, failures, how to reproduce, and `trials.csv`."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lora_core.records import TrialRecord
+from reports.answer import relative
+from reports.study import Study, finite, perplexity, searched_keys, setting, value
+
+if TYPE_CHECKING:
+    import pandas
+
+# The numbers of a trial that every table and the CSV carry, in this order.
+METRICS = (
+    "best_val_loss", "final_val_loss", "val_perplexity", "scale_ratio", "multiplier", "trainable_params",
+    "adapter_mb", "train_seconds", "tokens_per_second", "peak_memory_gb",
+)  # fmt: skip
+
+
+@dataclass
+class LeaderRow:
+    """One row of the leaderboard; `rank` counts completed trials of the search only."""
+
+    rank: int | None
+    name: str
+    role: str
+    state: str
+    reason: str | None
+    params: dict[str, Any]
+    metrics: dict[str, float | None]
+    gain_nats: float | None  # against the base model
+    gain_percent: float | None
+    steps: int
+    planned_steps: int
+    best_step: int | None
+
+    @property
+    def pinned(self) -> bool:
+        return self.role in ("base", "default")
+
+
+def leaderboard(study: Study) -> list[LeaderRow]:
+    """Base and default, then completed trials by value, then the others by value as far as they came."""
+    ranked = {trial.name: rank for rank, trial in enumerate(study.completed, 1)}
+    others = [trial for trial in study.searched if trial.name not in ranked]
+    others.sort(key=lambda trial: (_order(trial), trial.number or 0))
+    repeats = [trial for trial in study.trials if trial.role == "confirm"]
+    pinned = [trial for trial in (study.base, study.default) if trial is not None]
+    ordered = [*pinned, *study.completed, *others, *repeats]
+    return [_leader_row(study, trial, ranked.get(trial.name)) for trial in ordered]
+
+
+def _order(trial: TrialRecord) -> tuple[int, float]:
+    reached = value(trial)
+    states = {"complete": 0, "running": 1, "pruned": 2, "failed": 3}
+    return states.get(trial.state, 4), float("inf") if reached is None else reached
+
+
+def _leader_row(study: Study, trial: TrialRecord, rank: int | None) -> LeaderRow:
+    own, base = value(trial), value(study.base)
+    nats = base - own if own is not None and base is not None and trial.role != "base" else None
+    return LeaderRow(
+        rank, trial.name, trial.role, trial.state, trial.reason,
+        {key: setting(trial, key) for key in searched_keys(study)}, _metrics(trial),
+        nats, relative(nats, base) if nats is not None and base is not None else None,
+        trial.step, trial.planned_steps, trial.best_step,
+    )  # fmt: skip
+
+
+def _metrics(trial: TrialRecord) -> dict[str, float | None]:
+    names = [*METRICS, *(name for name in sorted(trial.metrics) if name not in METRICS)]
+    found = {name: trial.metrics.get(name) for name in names}
+    # One source for the perplexity: that of the loss the trial is judged by.
+    own = value(trial)
+    found["val_perplexity"] = perplexity(own) if own is not None else None
+    return {name: number if finite(number) else None for name, number in found.items()}
+
+
+def trials_frame(study: Study, rows: list[LeaderRow]) -> "pandas.DataFrame":
+    """One row per trial, in the leaderboard's order: who, settings by key, metrics, steps, gain, adapter."""
+    import pandas
+
+    records = {trial.name: trial for trial in study.trials}
+    return pandas.DataFrame([_flat(row, records[row.name]) for row in rows])
+
+
+def _flat(row: LeaderRow, record: TrialRecord) -> dict[str, Any]:
+    who = {"name": row.name, "role": row.role, "number": record.number, "repeat": record.repeat}
+    how = {"state": row.state, "reason": row.reason, "rank": row.rank}
+    steps = {"steps": row.steps, "planned_steps": row.planned_steps, "best_step": row.best_step}
+    gain = {"gain_nats": row.gain_nats, "gain_percent": row.gain_percent}
+    when = {"started": record.started, "ended": record.ended, "adapter": record.adapter}
+    # Whole numbers stay whole where another row has none: pandas would turn the column into floats.
+    return {key: _cell(found) for key, found in {**who, **how, **row.params, **row.metrics}.items()} | {
+        key: _cell(found) for key, found in {**steps, **gain, **when}.items()
+    }
+
+
+def _cell(found: Any) -> str:
+    if found is None:
+        return ""
+    return repr(found) if isinstance(found, float) else str(found)
+
+
+@dataclass
+class Failure:
+    name: str
+    reason: str
+    steps: int
+    params: dict[str, Any]
+
+
+def failures(study: Study) -> list[Failure]:
+    """Each failed trial, the reference rows included."""
+    failed = [trial for trial in study.trials if trial.state == "failed"]
+    return [Failure(t.name, t.reason or "no reason recorded", t.step, t.params) for t in failed]

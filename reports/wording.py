@@ -1,0 +1,59 @@
+"""How numbers, settings and names are written, the same in HTML, Markdown and figures."""
+
+import json
+from typing import Any
+
+NOTHING = "–"
+
+
+def loss(number: float | None) -> str:
+    return NOTHING if number is None else f"{number:.4f}"
+
+
+def ppl(number: float | None) -> str:
+    return NOTHING if number is None else f"{number:.2f}" if number < 1e4 else f"{number:.3g}"
+
+
+def signed(number: float | None) -> str:
+    return NOTHING if number is None else f"{number:+.4f}".replace("-", "−")
+
+
+def percent(number: float | None) -> str:
+    return NOTHING if number is None else f"{number:.2f} %".replace("-", "−")
+
+
+def signed_percent(number: float | None) -> str:
+    return NOTHING if number is None else f"{number:+.2f} %".replace("-", "−")
+
+
+def amount(number: float | None) -> str:
+    """A count or a measurement: 1,234,567, 12.3, 0.0213."""
+    if number is None:
+        return NOTHING
+    if float(number).is_integer() or abs(number) >= 1000:
+        return f"{number:,.0f}"
+    return f"{number:.3g}"
+
+
+def setting(value: Any) -> str:
+    """A setting as one would type it: 0.00021, null, true, [q_proj,v_proj]."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def settings(params: dict[str, Any], names: dict[str, str]) -> str:
+    """`rank 16, scale_ratio 2.5`, with the short `names` of the keys."""
+    return ", ".join(f"{names.get(key, key)} {setting(value)}" for key, value in params.items())
+
+
+def plural(count: int, word: str) -> str:
+    """`1 trial`, `2 trials`."""
+    return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"
+
+
+def listed(parts: list[str]) -> str:
+    """`a, b and c`."""
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}" if parts else ""

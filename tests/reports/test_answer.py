@@ -1,0 +1,102 @@
+"""The numbers of the answer, to the digit."""
+
+import math
+
+import pytest
+
+from lora_core.records import load_trial, save_trial
+from reports import answer, sentences
+from reports.study import load
+
+
+def test_winner_and_gains(study_folder):
+    found = answer.compute(load(study_folder))
+    assert (found.winner.name, found.winner.loss, found.winner.behind) == ("trial-0003", 1.75, 0.0)
+    assert found.winner.perplexity == math.exp(1.75)
+    base, default = found.gain("base"), found.gain("default")
+    assert (base.loss, base.nats, base.percent) == (3.5, 1.75, 50.0)
+    assert (default.loss, default.nats, default.percent) == (2.1875, 0.4375, 20.0)
+    assert [(row.name, row.behind) for row in found.runners_up] == [
+        ("trial-0008", 0.0625),
+        ("trial-0005", 0.125),
+        ("trial-0009", 0.1875),
+    ]
+    assert found.counts == answer.Counts(planned=10, ended=10, complete=8, pruned=1, failed=1, running=0)
+
+
+def test_sentences_quote_the_numbers(study_folder):
+    found = answer.compute(load(study_folder))
+    assert sentences.headline(found) == "trial-0003 wins with a validation loss of 1.7500"
+    assert sentences.status(found) == "10 of 10 trials ended: 8 complete, 1 pruned and 1 failed."
+    assert sentences.body(found) == [
+        "That is 1.7500 nats per token (50.00 %) below the base model (3.5000, perplexity 33.12).",
+        "That is 0.4375 nats per token (20.00 %) below the default settings (2.1875, perplexity 8.91).",
+        "One seed per point: no spread known yet.",
+    ]
+
+
+def test_command_quotes_paths(study_folder):
+    found = answer.compute(load(study_folder))
+    adapter = study_folder / "trial-0003" / "adapters"
+    assert found.command == (
+        f"mlx_lm.generate --model '/models/tiny model' --adapter-path {adapter} --prompt \"…\""
+    )
+
+
+def test_adapter_follows_a_moved_study(study_folder, tmp_path):
+    moved = study_folder.rename(tmp_path / "elsewhere")
+    (moved / "trial-0003" / "adapters").mkdir()
+    assert answer.compute(load(moved)).adapter == str(moved / "trial-0003" / "adapters")
+
+
+def test_a_default_that_beats_the_search_is_said_plainly(make_study):
+    found = answer.compute(load(make_study(default=1.4)))
+    assert found.gain("default").nats == 1.4 - 1.75
+    assert "above the default settings (1.4000" in sentences.body(found)[1]
+    assert sentences.body(found)[1].endswith("no completed trial beats the default settings.")
+
+
+def test_a_missing_default_is_said(make_study):
+    found = answer.compute(load(make_study(default=None)))
+    assert sentences.body(found)[1].startswith("There is no loss of the default settings")
+
+
+@pytest.mark.parametrize("state", ["pruned", "failed", "running"])
+def test_only_completed_trials_win(study_folder, state):
+    record = load_trial(study_folder / "trial-0003")
+    record.state = state
+    save_trial(study_folder / "trial-0003", record)
+    assert answer.compute(load(study_folder)).winner.name == "trial-0008"
+
+
+def test_a_loss_that_is_not_a_number_never_wins(study_folder):
+    record = load_trial(study_folder / "trial-0003")
+    record.metrics["best_val_loss"] = math.nan
+    save_trial(study_folder / "trial-0003", record)
+    assert answer.compute(load(study_folder)).winner.name == "trial-0008"
+
+
+def test_without_a_completed_trial_the_reasons_are_given(make_study):
+    rows = [(8, 2.0, 1e-4, None, "failed", "diverged")] * 2 + [(4, 2.0, 1e-4, 2.5, "pruned", "behind")]
+    found = answer.compute(load(make_study(trials=rows)))
+    assert found.winner is None and found.command is None
+    assert sentences.headline(found) == "No winner"
+    assert sentences.body(found) == [
+        "No trial has completed, so there is nothing to rank. 2 failed: diverged; 1 pruned: behind."
+    ]
+
+
+def test_a_partial_study_says_so(make_study):
+    running = answer.compute(load(make_study(state="running", n_trials=32)))
+    assert sentences.status(running).startswith(
+        "The search is still running, so this report is partial. 10 of 32"
+    )
+    stopped = answer.compute(load(make_study("other", state="interrupted")))
+    assert "was interrupted" in sentences.status(stopped)
+
+
+def test_repeats_end_the_remark_on_seeds(study_folder):
+    record = load_trial(study_folder / "trial-0003")
+    record.repeat = 1
+    save_trial(study_folder / "trial-0003", record)
+    assert "several seeds" in sentences.spread(answer.compute(load(study_folder)))

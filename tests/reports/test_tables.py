@@ -1,0 +1,48 @@
+"""The leaderboard's order and numbers, failures, and how to reproduce."""
+
+from reports import tables
+from reports.reproduce import flat, reproduce
+from reports.study import load, short_names
+from tests.reports.helpers import RANK, RATIO
+
+
+def test_reference_rows_first_then_by_loss_then_the_unfinished(study_folder):
+    rows = tables.leaderboard(load(study_folder))
+    assert [row.name for row in rows] == [
+        "base", "default", "trial-0003", "trial-0008", "trial-0005", "trial-0009", "trial-0001", "trial-0007",
+        "trial-0006", "trial-0000", "trial-0002", "trial-0004",
+    ]  # fmt: skip
+    assert [row.rank for row in rows] == [None, None, 1, 2, 3, 4, 5, 6, 7, 8, None, None]
+
+
+def test_gain_is_against_the_base(study_folder):
+    base, default, first, *_ = tables.leaderboard(load(study_folder))
+    assert base.gain_nats is None
+    assert (default.gain_nats, default.gain_percent) == (1.3125, 37.5)
+    assert (first.gain_nats, first.gain_percent) == (1.75, 50.0)
+
+
+def test_the_default_row_shows_its_derived_ratio(study_folder):
+    base, default, *_ = tables.leaderboard(load(study_folder))
+    assert default.params[RANK] == 8 and default.params[RATIO] == 2.5
+    assert base.params[RANK] is None
+
+
+def test_failures_name_their_reason(study_folder):
+    (failure,) = tables.failures(load(study_folder))
+    assert (failure.name, failure.reason, failure.steps) == ("trial-0004", "diverged", 10)
+
+
+def test_reproduce_lists_rows_and_versions(study_folder):
+    found = reproduce(load(study_folder).record)
+    assert found.facts["Data rows"] == "train 200 rows (9,000 tokens in the loss); valid 40 rows"
+    assert found.environment == {"device": "cpu", "versions.mlx": "0.32.4", "versions.optuna": "5.0.0"}
+    assert flat({"a": {"b": None, "c": True}}) == {"a.c": "true"}
+
+
+def test_short_names_stay_apart():
+    assert short_names(["a.rank", "b.rank", "c.rate"]) == {
+        "a.rank": "a.rank",
+        "b.rank": "b.rank",
+        "c.rate": "rate",
+    }
