@@ -45,23 +45,44 @@ def folder_of(path: Path) -> tuple[Path, list[str]]:
 
 def convert(path: Path, folder: Path) -> None:
     """Writes config.json, model.safetensors and the tokenizer's files into the existing `folder`."""
-    import mlx.core as mx
+    from mlx_lm.utils import load_model
 
-    from lora_core.models.gguf_tokenizer import write_tokenizer
+    from lora_core.models.gguf_tokenizer import build_tokenizer
 
     header = read_header(path)
     _check_supported(path, header)
-    config = _config(path, header.metadata)
-    write_tokenizer(path, header.metadata, folder)
-    weights = _weights(path, config)
-    config["vocab_size"] = weights["model.embed_tokens.weight"].shape[0]
-    config["tie_word_embeddings"] = "lm_head.weight" not in weights
+    try:
+        config = _config(path, header.metadata)
+        tokenizer, tokenizer_config = build_tokenizer(path, header.metadata)
+        config |= _save_weights(_weights(path, config), folder)
+        tokenizer.save(str(folder / "tokenizer.json"))
+        write_json(folder / "tokenizer_config.json", tokenizer_config)
+        write_json(folder / "config.json", config)
+        load_model(folder, lazy=True)  # every name and shape must fit
+    except (UserError, OSError):
+        raise
+    except Exception as error:  # tokenizers raises nothing more special
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(f"{path} is damaged or not whole ({reason}).") from error
+
+
+def _save_weights(weights: dict[str, "mx.array"], folder: Path) -> dict[str, Any]:
+    """Writes model.safetensors; returns what config.json says about it."""
+    import mlx.core as mx
+
     exact = sum(weight.size for weight in weights.values()) <= EXACT_UP_TO
     dtype = mx.float32 if exact else mx.float16
-    config["torch_dtype"] = "float32" if exact else "float16"
     stored = {name: weight.astype(dtype) for name, weight in weights.items()}
-    mx.save_safetensors(str(folder / "model.safetensors"), stored, metadata={"format": "mlx"})
-    write_json(folder / "config.json", config)
+    mx.eval(stored)
+    try:
+        mx.save_safetensors(str(folder / "model.safetensors"), stored, metadata={"format": "mlx"})
+    except RuntimeError as error:  # the disk is full
+        raise OSError(str(error)) from error
+    return {
+        "vocab_size": weights["model.embed_tokens.weight"].shape[0],
+        "tie_word_embeddings": "lm_head.weight" not in weights,
+        "torch_dtype": "float32" if exact else "float16",
+    }
 
 
 def _check_supported(path: Path, header: Header) -> None:
@@ -122,10 +143,7 @@ def _weights(path: Path, config: dict[str, Any]) -> dict[str, "mx.array"]:
     """MLX name → dense array, rows of q and k in the order of the Hugging Face layout."""
     import mlx.core as mx
 
-    try:
-        stored: dict[str, mx.array] = mx.load(str(path), format="gguf")  # type: ignore[assignment]
-    except RuntimeError as error:
-        raise UserError(f"{path} is damaged or not whole ({error}).") from error
+    stored: dict[str, mx.array] = mx.load(str(path), format="gguf")  # type: ignore[assignment]
     heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
     weights = {}
     for name in [name for name in stored if name.endswith(".weight")]:

@@ -5,6 +5,7 @@ into float16, so the header is checked here first. Layout:
 https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
+import math
 import mmap
 import struct
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from lora_core.errors import UserError
 FIXED = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
 VERSIONS = (2, 3)
+MOST_VALUES_PER_BYTE = 8
 KINDS = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 10: "Q2_K", 11: "Q3_K",
     12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL",
@@ -63,7 +65,8 @@ class _Reader:
     def tensor(self) -> tuple[str, str]:
         name = self.string()
         (dimensions,) = self.fixed("I")
-        self.fixed(f"{dimensions}Q")
+        if math.prod(self.fixed(f"{dimensions}Q")) > MOST_VALUES_PER_BYTE * len(self.content):
+            raise ValueError(f"tensor {name} is bigger than the file")
         kind, _offset = self.fixed("IQ")
         return name, KINDS.get(kind, f"type {kind}")
 

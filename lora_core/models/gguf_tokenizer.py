@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_core.errors import UserError
-from lora_core.records import write_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -19,19 +18,13 @@ LLAMA_3_SPLIT = (
 NAMED = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 
 
-def write_tokenizer(path: Path, metadata: dict[str, Any], folder: Path) -> None:
-    """Writes tokenizer.json and tokenizer_config.json into `folder`.
+def build_tokenizer(path: Path, metadata: dict[str, Any]) -> tuple["Tokenizer", dict[str, Any]]:
+    """The tokenizer, for tokenizer.json, and the content of tokenizer_config.json.
 
-    Raises UserError if the file (`path`, for messages) has no tokenizer or one of another kind.
+    Raises UserError if the file (`path`, for messages) has a tokenizer of another kind, and other exceptions
+    if a part of it is missing.
     """
     values = {key.removeprefix("tokenizer.ggml."): value for key, value in metadata.items()}
-    try:
-        _write(path, values, folder)
-    except (KeyError, IndexError) as error:
-        raise UserError(f"{path}: the tokenizer in this GGUF file is not whole ({error}).") from error
-
-
-def _write(path: Path, values: dict[str, Any], folder: Path) -> None:
     kind, cut = values.get("model"), values.get("pre")
     if kind == "gpt2" and cut in BYTE_LEVEL:
         tokenizer = _byte_level(values, str(cut))
@@ -44,8 +37,7 @@ def _write(path: Path, values: dict[str, Any], folder: Path) -> None:
     config = _config(values)
     if config["add_bos_token"]:
         _prepend_bos(tokenizer, config["bos_token"], values["bos_token_id"])
-    tokenizer.save(str(folder / "tokenizer.json"))
-    write_json(folder / "tokenizer_config.json", config)
+    return tokenizer, config
 
 
 def _byte_level(values: dict[str, Any], cut: str) -> "Tokenizer":

