@@ -53,6 +53,7 @@ def convert(path: Path, folder: Path) -> None:
     _check_supported(path, header)
     try:
         config = _config(path, header.metadata)
+        _check_blocks(path, header, config["num_hidden_layers"])
         tokenizer, tokenizer_config = build_tokenizer(path, header.metadata)
         config |= _save_weights(_weights(path, config), folder)
         tokenizer.save(str(folder / "tokenizer.json"))
@@ -100,6 +101,14 @@ def _check_supported(path: Path, header: Header) -> None:
                 f"{path}: tensor {name} belongs to no plain llama model (biases, experts and scaled rotary "
                 "embeddings are not read). Use the model's MLX or Hugging Face folder."
             )
+
+
+def _check_blocks(path: Path, header: Header, depth: int) -> None:
+    found = {name.split(".")[1] for name in header.kinds if name.startswith("blk.")}
+    if len(found) != depth:
+        raise UserError(
+            f"{path} is damaged or not whole: llama.block_count is {depth}, found {len(found)} blocks."
+        )
 
 
 def _mlx_name(name: str) -> str | None:

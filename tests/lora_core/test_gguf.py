@@ -361,11 +361,12 @@ EMBEDDING: Tensor = (0, (2, 4), bytes(32))
         ({}, {"output.weight": (99, (2, 4), bytes(16))}, "type 99"),
         ({}, {"rope_freqs.weight": EMBEDDING}, "rope_freqs.weight"),
         ({}, {"blk.0.ffn_gate_exps.weight": EMBEDDING}, "experts"),
-        ({}, {}, "damaged or not whole (ValueError: Missing"),
+        ({}, {}, "llama.block_count is 2, found 0 blocks"),
+        ({"llama.block_count": 1}, {"blk.0.attn_norm.weight": EMBEDDING}, "not whole (ValueError: Missing"),
         ({"llama.block_count": None}, {}, "lacks llama.block_count"),
         ({"llama.rope.scaling.factor": 8.0}, {}, "scaled rotary"),
-        ({"tokenizer.ggml.pre": "tekken"}, {}, "gpt2/tekken"),
-        ({"tokenizer.ggml.merges": None}, {}, "not whole (KeyError: 'merges')"),
+        ({"tokenizer.ggml.pre": "tekken", "llama.block_count": 0}, {}, "gpt2/tekken"),
+        ({"tokenizer.ggml.merges": None, "llama.block_count": 0}, {}, "not whole (KeyError: 'merges')"),
     ],
 )
 def test_kinds_that_cannot_be_read(
