@@ -12,6 +12,7 @@ from reports.study import Study, finite, value
 
 DARK_BELOW = 0.4  # cells of a lower shade carry light text
 MAX_VALUES = 8  # more different values than this are binned
+MIN_BINS = 2
 
 
 @dataclass
@@ -55,7 +56,7 @@ def compute(study: Study) -> Heatmap:
         told = f"rank {ranks[0]:g} and α/r {ratios[0]:.4g}"
         return Heatmap(why_not=f"Not drawn: neither rank nor α/r varied; all completed trials have {told}.")
     row_of, rank_labels = bins(ranks)
-    column_of, ratio_labels = bins(ratios)
+    column_of, ratio_labels = bins(ratios, continuous=_ratio_is_continuous(study))
     inside: dict[tuple[int, int], list[TrialRecord]] = {}
     for trial, rank, ratio in zip(study.completed, ranks, ratios, strict=True):
         inside.setdefault((row_of(rank), column_of(ratio)), []).append(trial)
@@ -86,13 +87,20 @@ def ratio_of(trial: TrialRecord) -> float:
     )
 
 
-def bins(values: list[float]) -> tuple[Callable[[float], int], list[str]]:
-    """Value → index, and the labels: each value its own while few, else equal logarithmic steps."""
+def _ratio_is_continuous(study: Study) -> bool:
+    keys = ("lora_parameters.scale_ratio", "lora_parameters.scale")
+    return any(axis.get("key") in keys and axis.get("kind") == "float" for axis in study.record.axes)
+
+
+def bins(values: list[float], continuous: bool = False) -> tuple[Callable[[float], int], list[str]]:
+    """Value → index, and the labels: each value its own; many or `continuous`: equal log steps."""
     distinct = sorted(set(values))
-    if len(distinct) <= MAX_VALUES:
+    if len(distinct) <= (1 if continuous else MAX_VALUES):
         return distinct.index, [f"{number:.4g}" for number in distinct]
+    # About as many trials in a bin as there are bins.
+    count = min(MAX_VALUES, max(MIN_BINS, math.ceil(math.sqrt(len(values)))))
     low, high = math.log(distinct[0]), math.log(distinct[-1])
-    width = (high - low) / MAX_VALUES
-    edges = [math.exp(low + width * step) for step in range(MAX_VALUES + 1)]
-    labels = [f"{a:.2g}–{b:.2g}" for a, b in pairwise(edges)]
-    return lambda number: min(int((math.log(number) - low) / width), MAX_VALUES - 1), labels
+    width = (high - low) / count
+    labels = [f"{a:.2g}–{b:.2g}" for a, b in pairwise(math.exp(low + width * i) for i in range(count + 1))]
+    # The small part keeps a value on an edge from falling below it by rounding.
+    return lambda number: min(int((math.log(number) - low) / width + 1e-9), count - 1), labels

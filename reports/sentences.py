@@ -23,7 +23,8 @@ def status(answer: Answer) -> str:
 def headline(answer: Answer) -> str:
     if answer.winner is None:
         return "No winner yet" if answer.state == "running" else "No winner"
-    return f"{answer.winner.name} wins with a validation loss of {loss(answer.winner.loss)}"
+    verb = "wins" if answer.state == "complete" else "leads"
+    return f"{answer.winner.name} {verb} with a validation loss of {loss(answer.winner.loss)}"
 
 
 def no_winner(answer: Answer) -> str:

@@ -91,6 +91,7 @@ def test_a_partial_study_says_so(make_study):
     assert sentences.status(running).startswith(
         "The search is still running, so this report is partial. 10 of 32"
     )
+    assert sentences.headline(running) == "trial-0003 leads with a validation loss of 1.7500"
     stopped = answer.compute(load(make_study("other", state="interrupted")))
     assert "was interrupted" in sentences.status(stopped)
 

@@ -4,29 +4,38 @@ import pytest
 
 from reports import heatmap
 from reports.study import load
+from tests.reports.helpers import AXES, RATIO
 
 
-def test_cells_hold_median_and_count(study_folder):
-    found = heatmap.compute(load(study_folder))
+def test_cells_hold_median_and_count(make_study):
+    choices = {"key": RATIO, "kind": "categorical", "choices": [0.5, 1.0, 2.0, 4.0, 8.0]}
+    found = heatmap.compute(load(make_study(axes=[AXES[0], choices])))
     assert (found.ranks, found.ratios) == (["4", "8", "16", "32"], ["0.5", "2", "4"])
     best = found.cells[3][1]
     assert (best.count, best.median, best.best, best.winner) == (2, 1.78125, 1.75, True)
     assert found.cells[0][0].count == 0 and found.cells[0][0].median is None
     assert (found.total, found.empty) == (8, 5)
+    assert found.shade(best) == 0.0 and found.shade(found.cells[1][1]) == 1.0
 
 
-def test_shade_runs_from_best_to_poorest(study_folder):
+def test_a_continuous_ratio_is_binned_by_its_logarithm(study_folder):
     found = heatmap.compute(load(study_folder))
-    assert found.shade(found.cells[3][1]) == 0.0
-    assert found.shade(found.cells[1][1]) == 1.0
+    assert found.ratios == ["0.5–1", "1–2", "2–4"]
+    assert [[cell.count for cell in row] for row in found.cells] == [
+        [0, 0, 1],
+        [0, 0, 2],
+        [1, 0, 2],
+        [0, 0, 2],
+    ]
+    assert found.cells[2][2].median == 1.9375
 
 
-def test_a_continuous_ratio_is_binned_by_its_logarithm(make_study):
-    rows = [(8, 0.5 * 2 ** (i / 4), 1e-4, 2.0, "complete", None) for i in range(17)]
+def test_more_trials_make_finer_bins(make_study):
+    rows = [(8, 0.5 * 2 ** (i / 16), 1e-4, 2.0, "complete", None) for i in range(65)]
     found = heatmap.compute(load(make_study(trials=rows)))
     assert len(found.ratios) == heatmap.MAX_VALUES
     assert found.ratios[0] == "0.5–0.71" and found.ratios[-1] == "5.7–8"
-    assert found.total == 17
+    assert found.total == 65
 
 
 @pytest.mark.parametrize(
