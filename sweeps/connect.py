@@ -1,0 +1,113 @@
+"""Reaching an MLflow store: quickly, quietly, and with a plain message where it cannot be reached.
+
+Left alone, MLflow tries a store that is not there for minutes. So each kind of store is tried once here, with
+a short timeout, before MLflow sees its address.
+"""
+
+import fcntl
+import hashlib
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+from lora_core.errors import UserError
+
+# Read by MLflow when it is imported. A value that the user has set is left alone.
+_DEFAULTS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+for _name, _value in _DEFAULTS.items():
+    os.environ.setdefault(_name, _value)
+
+import sqlalchemy  # noqa: E402
+from mlflow import MlflowClient  # noqa: E402
+from mlflow.exceptions import MlflowException  # noqa: E402
+
+FAILURES = (MlflowException, sqlalchemy.exc.SQLAlchemyError, OSError)  # what a store that fails raises
+PATIENCE = 2  # seconds to wait for a server or a locked database before the first call
+_TIMEOUTS = {"sqlite": "timeout", "postgresql": "connect_timeout", "mysql": "connect_timeout"}
+
+for _logger in ("mlflow", "alembic"):
+    logging.getLogger(_logger).setLevel(logging.WARNING)
+
+
+def open_client(uri: str) -> MlflowClient:
+    """A client of the store at `uri`, its tables made if need be.
+
+    Raises UserError within a few seconds if the store cannot be used.
+    """
+    try:
+        if uri.startswith(("http://", "https://")):
+            _try_server(uri)
+            return MlflowClient(uri)
+        if not uri.startswith("file:"):
+            _try_database(uri)
+        with _alone(uri):
+            return MlflowClient(uri)
+    except UserError:
+        raise
+    except ImportError as error:
+        raise UserError(f"tracking.uri={public(uri)} needs a package: {first_line(error)}.") from None
+    except Exception as error:
+        raise UserError(f"tracking.uri={public(uri)} cannot be used: {first_line(error)}") from None
+
+
+def public(uri: str) -> str:
+    """`uri` without user name and password."""
+    return re.sub(r"//[^/@]*@", "//", uri)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, without the name of the driver that raised it."""
+    text = str(error).strip() or type(error).__name__
+    return re.sub(r"^\([\w.]+\) ", "", text.splitlines()[0])[:300]
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The file of an SQLite store; None for any other kind."""
+    return Path(uri.removeprefix("sqlite:///")).absolute() if uri.startswith("sqlite:///") else None
+
+
+def _try_server(uri: str) -> None:
+    try:
+        urlopen(f"{uri.rstrip('/')}/health", timeout=PATIENCE).close()
+    except HTTPError:
+        return  # Something answers. Whether it is MLflow, the first real call will tell.
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        raise UserError(
+            f"tracking.uri={public(uri)}: no MLflow server answers there ({reason}).\n"
+            "Start it, or leave tracking.uri at its default to use a file in this folder."
+        ) from None
+
+
+def _try_database(uri: str) -> None:
+    """Connects once, and for SQLite asks for the right to write."""
+    dialect = uri.partition(":")[0].partition("+")[0]
+    arguments: dict[str, Any] = {_TIMEOUTS[dialect]: PATIENCE} if dialect in _TIMEOUTS else {}
+    engine = sqlalchemy.create_engine(uri, connect_args=arguments, poolclass=sqlalchemy.NullPool)
+    with engine.connect() as connection:
+        if dialect == "sqlite":
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            connection.exec_driver_sql("ROLLBACK")
+
+
+@contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """Two processes that create the tables of one database at the same time would both crash."""
+    digest = hashlib.sha256(str(sqlite_file(uri) or uri).encode()).hexdigest()[:16]
+    with (Path(tempfile.gettempdir()) / f"lora-sweep-{os.getuid()}-{digest}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

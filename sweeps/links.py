@@ -1,0 +1,38 @@
+"""Addresses of pages of the MLflow UI."""
+
+from urllib.parse import quote
+
+from sweeps.connect import public
+
+LOCAL = "http://127.0.0.1:5000"  # where `lora-sweep ui` and `mlflow ui` serve a store that is no server
+
+
+def base_of(uri: str, local: str = LOCAL) -> str:
+    """Where the UI of the store at `uri` is served: by itself if it is a server, else at `local`."""
+    return public(uri).rstrip("/") if uri.startswith(("http://", "https://")) else local
+
+
+def trials_filter(study: str) -> str:
+    """Trials and reference rows of a study: neither the study's own run, nor attempts begun anew."""
+    return (
+        f"tags.`sweep.study` = '{study}' and tags.`sweep.role` != 'study' and tags.`sweep.role` != 'attempt'"
+    )
+
+
+def study_link(base: str, experiment_id: str, study: str) -> str:
+    """Charts and table of a study's trials, best first."""
+    query = {
+        "workflowType": "machine_learning",  # otherwise MLflow 3 opens its page for GenAI
+        "compareRunsMode": "CHART",
+        "orderByKey": "metrics.`best_val_loss`",
+        "orderByAsc": "true",
+        "searchFilter": trials_filter(study),
+    }
+    return f"{base}/#/experiments/{experiment_id}/runs?" + "&".join(
+        f"{key}={quote(value, safe='')}" for key, value in query.items()
+    )
+
+
+def run_link(base: str, experiment_id: str, run_id: str) -> str:
+    """The page of one run."""
+    return f"{base}/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"

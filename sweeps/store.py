@@ -1,0 +1,136 @@
+"""One experiment of an MLflow store: runs with their params, points of curves, files, data and models."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from sweeps.connect import first_line, open_client, public  # isort: skip  (prepares the import of mlflow)
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    InputTag,
+    LoggedModelOutput,
+    LoggedModelStatus,
+    Metric,
+    Param,
+    Run,
+    RunTag,
+)
+from mlflow.exceptions import MlflowException
+
+from lora_core.errors import UserError
+from sweeps.run_values import Point
+
+_AT_ONCE = 1000  # metrics that MLflow takes in one call
+_LONGEST_TAG = 5000
+_KIND = {"mlflow.experimentKind": "custom_model_development"}  # else its page is the one for GenAI
+
+
+def milliseconds() -> int:
+    return int(time.time() * 1000)
+
+
+class Store:
+    """The experiment named `experiment` at `uri`, created if need be; UserError if it cannot be had."""
+
+    def __init__(self, uri: str, experiment: str) -> None:
+        self.uri = uri
+        self.experiment = experiment
+        self.client = open_client(uri)
+        try:
+            self.experiment_id = self._find() or self._create()
+        except MlflowException as error:
+            raise UserError(
+                f"tracking.uri={public(uri)}: experiment {experiment!r} cannot be opened: {first_line(error)}"
+            ) from None
+
+    def has_run(self, run_id: str) -> bool:
+        """Whether the run is here and not deleted."""
+        try:
+            info = self.client.get_run(run_id).info
+        except MlflowException:
+            return False
+        return info.lifecycle_stage == "active" and info.experiment_id == self.experiment_id
+
+    def children(self, parent: str) -> list[Run]:
+        """The runs of a study's trials, oldest first."""
+        runs: list[Run] = []
+        token: str | None = ""
+        while token is not None:
+            page = self.client.search_runs(
+                [self.experiment_id], f"tags.mlflow.parentRunId = '{parent}'", max_results=1000,
+                order_by=["attributes.start_time ASC"], page_token=token or None,
+            )  # fmt: skip
+            runs += page
+            token = page.token or None
+        return runs
+
+    def create_run(
+        self, name: str, tags: dict[str, str], params: dict[str, str], start: int | None = None
+    ) -> str:
+        """A new run in state RUNNING; returns its id."""
+        run = self.client.create_run(self.experiment_id, start, _cut(tags), name)
+        entities = [Param(key, value[:6000]) for key, value in params.items()]
+        for first in range(0, len(entities), 100):
+            self.client.log_batch(run.info.run_id, params=entities[first : first + 100])
+        return run.info.run_id
+
+    def add_data(self, run_id: str, name: str, digest: str, source: str, profile: str) -> None:
+        """Names the data a run is made with; no row of it is stored."""
+        dataset = Dataset(name, digest[:36], "local", source, profile=profile)
+        self.client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "train")])])
+
+    def log(self, run_id: str, points: Sequence[Point], at: int, model_id: str | None = None) -> None:
+        metrics = [Metric(key, value, at, step, model_id=model_id) for key, value, step in points]
+        for first in range(0, len(metrics), _AT_ONCE):
+            self.client.log_batch(run_id, metrics=metrics[first : first + _AT_ONCE])
+
+    def reopen(self, run_id: str, tags: dict[str, str]) -> None:
+        self.tag(run_id, tags)
+        self.client.update_run(run_id, "RUNNING")
+
+    def tag(self, run_id: str, tags: dict[str, str]) -> None:
+        self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in _cut(tags).items()])
+
+    def end(self, run_id: str, status: str, tags: dict[str, str], at: int | None = None) -> None:
+        """Ends a run as FINISHED, KILLED or FAILED."""
+        if tags:
+            self.tag(run_id, tags)
+        self.client.set_terminated(run_id, status, at)
+
+    def add_model(
+        self, run_id: str, name: str, tags: dict[str, str], params: dict[str, str], step: int
+    ) -> str:
+        """An adapter in the Models tab, its files being those of the run; returns the model's id."""
+        tags = _cut(tags) | {"mlflow.model.isExternal": "true"}
+        model = self.client.create_logged_model(self.experiment_id, name, run_id, tags, params, "adapter")
+        self.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step)])
+        self.client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+        return model.model_id
+
+    def add_folder(self, run_id: str, folder: Path, name: str) -> None:
+        self.client.log_artifacts(run_id, str(folder), name)
+
+    def add_text(self, run_id: str, text: str, name: str) -> None:
+        self.client.log_text(run_id, text, name)
+
+    def _find(self) -> str | None:
+        found = self.client.get_experiment_by_name(self.experiment)
+        if found is not None and found.lifecycle_stage != "active":
+            raise UserError(
+                f"tracking.experiment={self.experiment} was deleted in MLflow.\n"
+                "Restore it there, or give another name."
+            )
+        return found.experiment_id if found else None
+
+    def _create(self) -> str:
+        try:
+            return self.client.create_experiment(self.experiment, tags=_KIND)
+        except MlflowException:
+            if found := self._find():  # Another process was faster.
+                return found
+            raise
+
+
+def _cut(tags: dict[str, str]) -> dict[str, str]:
+    return {key: value[:_LONGEST_TAG] for key, value in tags.items()}

@@ -1,0 +1,307 @@
+"""What MLflow shows of a study, on a real SQLite store."""
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from lora_core.config import TrainConfig
+from lora_core.errors import UserError
+from lora_core.records import StudyRecord, TrialRecord, append_metrics, save_study, save_trial
+from lora_core.trial import TrialSpec
+from sweeps.tracking import Tracker
+
+if TYPE_CHECKING:  # `sweeps` decides how mlflow is imported
+    from mlflow.entities import Run
+
+DATA = {"path": "builtin:demo", "fingerprint": "f" * 16, "rows": {"train": 9}, "tokens": {"train": 99}}
+
+
+class Sweep:
+    """A study without a trainer: writes the files of a study and tells the tracker, as a search does."""
+
+    def __init__(self, root: Path, name: str = "my-study", kind: str = "search") -> None:
+        self.uri = f"sqlite:///{root}/mlflow.db"
+        self.folder = root / "outputs" / name
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.record = StudyRecord(
+            name, kind, n_trials=4, space=["lora_parameters.rank=4,8"], sampler="tpe", pruner="median",
+            config={"seed": 0, "data": {"path": "builtin:demo"}}, data=DATA,
+            environment={"git": "abc123 with changes"},
+        )  # fmt: skip
+        self.open()
+
+    def open(self) -> None:
+        self.tracker = Tracker(self.uri, "tiny/demo")
+        self.tracker.open_study(self.record, self.folder)
+
+    def spec(self, name: str, rank: int = 8, role: str = "trial") -> TrialSpec:
+        number = int(name[-4:]) if role == "trial" else None
+        config = TrainConfig().to_dict()
+        config["lora_parameters"]["rank"] = rank
+        params = {"lora_parameters.rank": rank} if role == "trial" else {}
+        return TrialSpec(name, role, config, str(self.folder / name), number, params=params)
+
+    def run(
+        self, spec: TrialSpec, losses: list[float], state: str = "complete", reason: str | None = None
+    ) -> None:
+        self.tracker.start_trial(self.record, spec)
+        self.evaluate(spec, losses)
+        self.tracker.end_trial(self.ended(spec, losses, state, reason))
+
+    def evaluate(self, spec: TrialSpec, losses: list[float]) -> None:
+        Path(spec.folder).mkdir(exist_ok=True)
+        for index, loss in enumerate(losses):
+            row = {"step": 10 * index, "val_loss": loss, "seconds": float(index)}
+            if index:
+                row |= {"train_loss": loss + 0.1, "learning_rate": 1e-4, "tokens_per_second": 100.0 + index}
+            append_metrics(Path(spec.folder), row)
+            self.tracker.log_evaluation(spec.name, row)
+
+    def ended(
+        self, spec: TrialSpec, losses: list[float], state: str = "complete", reason: str | None = None
+    ) -> TrialRecord:
+        adapter = Path(spec.folder) / "adapters"
+        adapter.mkdir(parents=True, exist_ok=True)
+        (adapter / "adapters.safetensors").write_bytes(b"weights")
+        values = {key: value for key, value in asdict(spec).items() if key != "folder"}
+        metrics = {"tokens_per_second": 90.0, "scale_ratio": 2.5, "best_val_loss": min(losses[1:] or losses)}
+        record = TrialRecord(
+            **values, state=state, reason=reason, metrics=metrics, step=10 * len(losses),
+            adapter=str(adapter), started="2026-01-01T00:00:00+00:00", ended="2026-01-01T00:01:00+00:00",
+        )  # fmt: skip
+        save_trial(Path(spec.folder), record)
+        return record
+
+    def mlflow_run(self, name: str | None = None) -> "Run":
+        run_id = self.record.runs[name] if name else self.record.tracking["run_id"]
+        return self.tracker.store.client.get_run(run_id)
+
+    def history(self, name: str | None, metric: str) -> list[tuple[int, float]]:
+        run = self.mlflow_run(name)
+        points = self.tracker.store.client.get_metric_history(run.info.run_id, metric)
+        return [(point.step, point.value) for point in points]
+
+    def children(self) -> "list[Run]":
+        return self.tracker.store.children(self.record.tracking["run_id"])
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """An empty store: making its tables takes longer than most tests."""
+    folder = tmp_path_factory.mktemp("store")
+    Tracker(f"sqlite:///{folder}/mlflow.db", "other")
+    return (folder / "mlflow.db").read_bytes()
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, prepared: bytes, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sweep]:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mlflow.db").write_bytes(prepared)
+    yield Sweep(tmp_path)
+
+
+def test_a_trial_is_a_nested_run_with_dotted_params(sweep: Sweep) -> None:
+    sweep.run(sweep.spec("trial-0002", rank=16), [3.0, 2.0])
+    run = sweep.mlflow_run("trial-0002")
+    assert run.info.run_name == "trial-0002 r16"
+    assert run.info.status == "FINISHED"
+    tags = run.data.tags
+    assert tags["mlflow.parentRunId"] == sweep.record.tracking["run_id"]
+    assert (tags["sweep.role"], tags["sweep.study"]) == ("trial", "my-study")
+    assert (tags["optuna.trial"], tags["optuna.state"]) == ("2", "COMPLETE")
+    assert run.data.params["lora_parameters.rank"] == "16"
+    assert run.data.params["fuse"] == "true"
+    assert run.data.params["resume_adapter_file"] == "null"
+    assert not [key for key in run.data.params if isinstance(TrainConfig().to_dict().get(key), dict)]
+
+
+def test_the_objective_comes_first_and_shows_the_lowest_loss(sweep: Sweep) -> None:
+    spec = sweep.spec("trial-0000")
+    sweep.tracker.start_trial(sweep.record, spec)
+    sweep.evaluate(spec, [1.0])
+    assert sweep.mlflow_run("trial-0000").data.metrics == {}, (
+        "step 0 is the base model, not the trial's value"
+    )
+    for loss in (3.0, 2.0, 2.5):
+        sweep.tracker.log_evaluation("trial-0000", {"step": 10, "val_loss": loss})
+    assert sweep.mlflow_run("trial-0000").data.metrics["best_val_loss"] == 2.0
+    sweep.tracker.end_trial(sweep.ended(spec, [1.0, 3.0, 2.0, 2.5]))
+    metrics = sweep.mlflow_run("trial-0000").data.metrics
+    assert next(iter(metrics)) == "best_val_loss"
+    assert metrics["best_val_loss"] == 2.0
+    assert {step for step, _ in sweep.history("trial-0000", "best_val_loss")} == {0}
+
+
+def test_curves_go_by_step_and_numbers_known_once_do_not_bend_them(sweep: Sweep) -> None:
+    sweep.run(sweep.spec("trial-0000"), [3.0, 2.0, 2.5])
+    assert sweep.history("trial-0000", "val_loss") == [(0, 3.0), (10, 2.0), (20, 2.5)]
+    assert sweep.history("trial-0000", "tokens_per_second") == [(10, 101.0), (20, 102.0)]
+    assert sweep.history("trial-0000", "scale_ratio") == [(0, 2.5)]
+
+
+def test_statuses_tell_the_truth(sweep: Sweep) -> None:
+    sweep.run(sweep.spec("trial-0000"), [3.0, 2.0], "pruned", "worse than the median")
+    sweep.run(sweep.spec("trial-0001"), [3.0], "failed", "diverged")
+    pruned, failed = sweep.mlflow_run("trial-0000"), sweep.mlflow_run("trial-0001")
+    assert (pruned.info.status, failed.info.status) == ("KILLED", "FAILED")
+    assert (pruned.data.tags["optuna.state"], failed.data.tags["optuna.state"]) == ("PRUNED", "FAIL")
+    assert failed.data.tags["sweep.reason"] == "diverged"
+
+
+def test_files_data_and_model(sweep: Sweep) -> None:
+    sweep.run(sweep.spec("trial-0000"), [3.0, 2.0])
+    client, run = sweep.tracker.store.client, sweep.mlflow_run("trial-0000")
+    assert [file.path for file in client.list_artifacts(run.info.run_id, "adapters")] == [
+        "adapters/adapters.safetensors"
+    ]
+    assert run.inputs and run.outputs
+    dataset = run.inputs.dataset_inputs[0].dataset
+    assert (dataset.name, dataset.digest) == ("demo", "f" * 16)
+    assert json.loads(str(dataset.profile)) == {"rows": {"train": 9}, "tokens": {"train": 99}}
+    model = client.get_logged_model(run.outputs.model_outputs[0].model_id)
+    assert model.name == "my-study-trial-0000"
+    assert {metric.key: metric.value for metric in model.metrics or []}["best_val_loss"] == 2.0
+
+
+def test_the_study_run(sweep: Sweep, tmp_path: Path) -> None:
+    for number, loss in ((1, 2.0), (0, 2.5), (2, 2.2)):
+        sweep.run(sweep.spec(f"trial-000{number}"), [3.0, loss])
+    sweep.run(sweep.spec("base", role="base"), [3.0])
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "report.md").write_text("who won")
+    sweep.tracker.close_study(sweep.record, "complete", tmp_path / "report")
+    run = sweep.mlflow_run()
+    assert (run.info.run_name, run.info.status) == ("my-study", "FINISHED")
+    assert run.data.tags["sweep.role"] == "study"
+    assert run.data.tags["sweep.space"] == "lora_parameters.rank=4,8"
+    assert run.data.tags["mlflow.source.git.commit"] == "abc123"
+    assert run.data.metrics == {"study/best_so_far": 2.0, "study/trial_value": 2.2}
+    assert sorted(sweep.history(None, "study/trial_value")) == [(0, 2.5), (1, 2.0), (2, 2.2)]
+    files = {file.path for file in sweep.tracker.store.client.list_artifacts(run.info.run_id)}
+    assert files == {"config.yaml", "space.txt", "report"}
+
+
+def test_an_interrupted_study_is_reopened_with_a_new_run_for_the_trial(sweep: Sweep) -> None:
+    sweep.run(sweep.spec("trial-0000"), [3.0, 2.0])
+    sweep.tracker.start_trial(sweep.record, sweep.spec("trial-0001"))
+    parent, first = sweep.record.tracking["run_id"], sweep.record.runs["trial-0001"]
+    sweep.tracker.close_study(sweep.record, "interrupted", None)
+    assert sweep.mlflow_run().info.status == sweep.mlflow_run("trial-0001").info.status == "KILLED"
+    assert sweep.mlflow_run("trial-0001").data.tags["sweep.reason"] == "interrupted"
+
+    sweep.open()
+    assert sweep.record.tracking["run_id"] == parent
+    assert sweep.mlflow_run().info.status == "RUNNING"
+    sweep.run(sweep.spec("trial-0001", rank=4), [3.0, 1.0])
+    assert sweep.record.runs["trial-0001"] != first
+    assert sweep.tracker.store.client.get_run(first).data.tags["sweep.role"] == "attempt"
+    assert len(sweep.children()) == 3
+    assert sweep.mlflow_run().data.metrics["study/best_so_far"] == 1.0
+
+
+def test_after_a_kill_the_store_catches_up_with_the_disk(sweep: Sweep) -> None:
+    """Nobody said goodbye, and `study.json` knows of no trial's run."""
+    ended, lost, running = (sweep.spec(f"trial-000{number}") for number in range(3))
+    sweep.run(ended, [3.0, 2.5])
+    sweep.tracker.start_trial(sweep.record, lost)
+    sweep.evaluate(lost, [3.0, 2.0])
+    sweep.ended(lost, [3.0, 2.0])
+    sweep.tracker.start_trial(sweep.record, running)
+    sweep.record = replace(sweep.record, runs={})
+
+    sweep.open()
+    assert sweep.mlflow_run("trial-0000").info.status == "FINISHED"
+    copied = sweep.mlflow_run("trial-0001")
+    assert copied.info.status == "FINISHED"
+    assert copied.info.end_time - copied.info.start_time == 60_000
+    assert sweep.history("trial-0001", "val_loss") == [(0, 3.0), (10, 2.0)]
+    assert sweep.mlflow_run("trial-0002").info.status == "KILLED"
+    assert sweep.mlflow_run().data.metrics["study/best_so_far"] == 2.0
+    before = len(sweep.children())
+    sweep.open()
+    assert len(sweep.children()) == before, "a second resume has nothing to copy"
+
+
+def test_another_store_gets_the_whole_study(sweep: Sweep, tmp_path: Path, prepared: bytes) -> None:
+    sweep.run(sweep.spec("trial-0000"), [3.0, 2.0])
+    (tmp_path / "other.db").write_bytes(prepared)
+    sweep.uri = f"sqlite:///{tmp_path}/other.db"
+    sweep.open()
+    assert [run.info.run_name for run in sweep.children()] == ["trial-0000 r8"]
+
+
+def test_training_goes_on_when_the_store_fails(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise OSError("the disk is full")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(sweep.tracker.store.client, "log_batch", fails)
+        sweep.run(sweep.spec("trial-0000"), [3.0, 2.0])
+        assert "disk is full" in str(sweep.tracker.problem)
+    sweep.tracker.close_study(sweep.record, "complete", None)
+    assert sweep.tracker.problem is None
+    assert sweep.mlflow_run("trial-0000").data.metrics["best_val_loss"] == 2.0
+    assert sweep.mlflow_run().info.status == "FINISHED"
+
+
+def test_our_own_bugs_are_not_taken_for_a_failing_store(sweep: Sweep) -> None:
+    with pytest.raises(KeyError):
+        sweep.tracker.log_evaluation("never-started", {"step": 0, "val_loss": 1.0})
+
+
+def test_a_single_run_has_no_study_above_it(sweep: Sweep, tmp_path: Path) -> None:
+    single = Sweep(tmp_path, "my-run", kind="train")
+    single.run(single.spec("my-run", role="train"), [3.0, 2.0])
+    single.tracker.close_study(single.record, "complete", None)
+    run = single.mlflow_run("my-run")
+    assert single.record.tracking["run_id"] == run.info.run_id
+    assert f"/runs/{run.info.run_id}?" in single.tracker.link
+    assert "mlflow.parentRunId" not in run.data.tags
+    assert run.info.status == "FINISHED" and run.outputs and run.outputs.model_outputs
+    save_study(single.folder, single.record)
+
+
+def test_link(sweep: Sweep) -> None:
+    link = sweep.tracker.link
+    assert link.startswith(
+        f"http://127.0.0.1:5000/#/experiments/{sweep.record.tracking['experiment_id']}/runs?"
+    )
+    assert "%60sweep.study%60%20%3D%20%27my-study%27" in link
+
+
+def test_a_server_that_is_not_there_is_said_at_once() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        uri = f"http://user:secret@127.0.0.1:{unused.getsockname()[1]}"
+    start = time.monotonic()
+    with pytest.raises(UserError, match="no MLflow server answers") as error:
+        Tracker(uri, "tiny/demo")
+    assert time.monotonic() - start < 3
+    assert "secret" not in str(error.value)
+    assert len(str(error.value).splitlines()) <= 3
+
+
+@pytest.mark.parametrize("uri", ["ftp://nowhere", "sqlite:////proc/none/mlflow.db", "sqlite:///not.db"])
+def test_a_store_that_cannot_be_used_is_said_at_once(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("not.db").write_text("no database" * 100)
+    start = time.monotonic()
+    with pytest.raises(UserError, match="cannot be used") as error:
+        Tracker(uri, "tiny/demo")
+    assert time.monotonic() - start < 3
+    assert len(str(error.value).splitlines()) <= 3
+    assert [path.name for path in tmp_path.iterdir()] == ["not.db"]
+
+
+def test_a_deleted_experiment(sweep: Sweep) -> None:
+    sweep.tracker.store.client.delete_experiment(sweep.record.tracking["experiment_id"])
+    with pytest.raises(UserError, match="was deleted"):
+        Tracker(sweep.uri, "tiny/demo")
