@@ -72,7 +72,7 @@ def public(uri: str) -> str:
 def first_line(error: Exception) -> str:
     """The first line of an error's text, without the name of the driver that raised it."""
     text = str(error).strip() or type(error).__name__
-    return re.sub(r"^\([\w.]+\) ", "", text.splitlines()[0])[:300]
+    return re.sub(r"^\([\w.]+\) ", "", text.splitlines()[0])[:160]
 
 
 def sqlite_file(uri: str) -> Path | None:

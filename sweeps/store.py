@@ -23,7 +23,7 @@ from sweeps.run_values import Point
 
 _AT_ONCE = 1000  # metrics that MLflow takes in one call
 _LONGEST_TAG = 5000
-_KIND = {"mlflow.experimentKind": "custom_model_development"}  # else its page is the one for GenAI
+_NOT_THERE = "RESOURCE_DOES_NOT_EXIST"
 
 
 def milliseconds() -> int:
@@ -48,8 +48,10 @@ class Store:
         """Whether the run is here and not deleted."""
         try:
             info = self.client.get_run(run_id).info
-        except MlflowException:
-            return False
+        except MlflowException as error:
+            if error.error_code == _NOT_THERE:
+                return False
+            raise
         return info.lifecycle_stage == "active" and info.experiment_id == self.experiment_id
 
     def children(self, parent: str) -> list[Run]:
@@ -125,7 +127,7 @@ class Store:
 
     def _create(self) -> str:
         try:
-            return self.client.create_experiment(self.experiment, tags=_KIND)
+            return self.client.create_experiment(self.experiment)
         except MlflowException:
             if found := self._find():  # Another process was faster.
                 return found

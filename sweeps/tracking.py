@@ -14,7 +14,7 @@ import yaml
 
 from lora_core.records import StudyRecord, TrialRecord, load_metrics, load_trials
 from lora_core.trial import TrialSpec
-from sweeps.connect import FAILURES, first_line
+from sweeps.connect import FAILURES, first_line, public
 from sweeps.links import base_of, run_link, study_link
 from sweeps.run_values import study_tags
 from sweeps.store import Store, milliseconds
@@ -66,7 +66,7 @@ class Tracker:
         self.study, self.folder = study, folder
         store = self.store
         link = study_link(base_of(store.uri), store.experiment_id, study.study)
-        study.tracking |= {"uri": store.uri, "experiment": store.experiment}
+        study.tracking |= {"uri": public(store.uri), "experiment": store.experiment}
         study.tracking |= {"experiment_id": store.experiment_id, "link": link}
         if study.kind != "train":
             self._open_run()
