@@ -87,7 +87,8 @@ def configure(memory_fraction: float) -> list[str]:
     import mlx.core as mx
 
     if is_cpu():
-        return _check_compile()
+        mx.disable_compile()
+        return []
     info = mx.device_info()
     recommended = info.get("max_recommended_working_set_size")  # Metal only
     total = recommended or info.get("total_memory") or info.get("memory_size")
@@ -98,20 +99,6 @@ def configure(memory_fraction: float) -> list[str]:
         mx.set_wired_limit(budget)
     mx.set_cache_limit(budget)
     return [f"{device_name()}: keeps at most {budget / 1e9:.1f} GB of memory for reuse."]
-
-
-def _check_compile() -> list[str]:
-    """On CPU `mx.compile` runs a C++ compiler. MLX does without where there is none, but fails where g++ is
-    broken or where its folder for compiled code belongs to another user."""
-    import mlx.core as mx
-
-    try:
-        mx.eval(mx.compile(lambda x: mx.exp(x) * x)(mx.ones(1)))
-    except RuntimeError as error:
-        mx.disable_compile()
-        reason = str(error).splitlines()[0][:120]
-        return [f"CPU: mx.compile does not work here and is off, so training is slower ({reason})."]
-    return []
 
 
 def is_cpu() -> bool:

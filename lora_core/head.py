@@ -54,19 +54,22 @@ def _in_chunks(function: Callable[..., Any], hidden: mx.array, targets: mx.array
 
 
 def _linear(weight: mx.array, bias: mx.array | None) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    def logits_and_loss(hidden: mx.array, targets: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+    def parts(hidden: mx.array, targets: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        """exp(logits - their maximum), its sum, and the loss. Each exponential is taken once, for both uses."""
         logits = hidden @ weight.T
         logits = (logits if bias is None else logits + bias).astype(mx.float32)
-        norm = mx.logsumexp(logits, axis=-1, keepdims=True)
         chosen = mx.take_along_axis(logits, targets[:, None], axis=-1)
-        return logits, norm, (norm - chosen)[:, 0]
+        largest = logits.max(axis=-1, keepdims=True)
+        powers = mx.exp(logits - largest)
+        total = powers.sum(axis=-1, keepdims=True)
+        return powers, total, (mx.log(total) + largest - chosen)[:, 0]
 
     def chunk(hidden: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
-        logits, norm, loss = logits_and_loss(hidden, targets)
-        expected = mx.exp(logits - norm).astype(weight.dtype) @ weight
-        return loss, expected.astype(mx.float32) - weight[targets].astype(mx.float32)
+        powers, total, loss = parts(hidden, targets)
+        expected = (powers.astype(weight.dtype) @ weight).astype(mx.float32) / total
+        return loss, expected - weight[targets].astype(mx.float32)
 
-    return chunk, lambda hidden, targets: (logits_and_loss(hidden, targets)[2],)
+    return chunk, lambda hidden, targets: (parts(hidden, targets)[2],)
 
 
 def _generic(split: Split) -> tuple[Callable[..., Any], Callable[..., Any]]:

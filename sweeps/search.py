@@ -97,7 +97,7 @@ class Search:
 
     def finish(self, worker: Worker) -> None:
         """Fuses the winner, writes the report, closes the records."""
-        from reports.build import build
+        from reports.writer import build
 
         self._fuse_winner(worker)
         self.record.ended = now()
