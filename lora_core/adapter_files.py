@@ -88,7 +88,7 @@ def _read(path: str) -> dict[str, mx.array]:
         tensors = mx.load(str(file), format="safetensors")
     except RuntimeError as error:
         raise UserError(f"resume_adapter_file={path} is not a safetensors file: {error}") from None
-    return {name: tensor.astype(mx.float32) for name, tensor in tensors.items()}  # type: ignore[union-attr]
+    return {name: tensor.astype(mx.float32) for name, tensor in tensors.items()}
 
 
 def _pair(tensors: dict[str, mx.array], name: str, site: Site) -> tuple[mx.array, mx.array]:

@@ -71,7 +71,9 @@ class StackedLora(nn.Module):
 class ExpertLora(StackedLora):
     """The same on a layer of E experts: A is [1, E, in, r], B is [1, E, r, out]."""
 
-    def __call__(self, x: mx.array, indices: mx.array, sorted_indices: bool = False) -> mx.array:
+    def __call__(  # type: ignore[override]  # called in place of a layer of experts
+        self, x: mx.array, indices: mx.array, sorted_indices: bool = False
+    ) -> mx.array:
         y = self.linear(x, indices, sorted_indices=sorted_indices)
         active = self.active
         if active is None:
@@ -99,8 +101,7 @@ def _drop(values: mx.array, active: Active) -> mx.array:
     if active.keep is None or active.keys is None:
         return values
     masks = [
-        mx.random.uniform(shape=values.shape[1:], key=active.keys[k]) < active.keep[k]
-        for k in range(values.shape[0])
+        mx.random.uniform(shape=values.shape[1:], key=active.keys[k]) < active.keep[k] for k in range(values.shape[0])
     ]
     keep = active.keep.reshape(-1, *[1] * (values.ndim - 1)).astype(values.dtype)
     return mx.where(mx.stack(masks), values / keep, 0)
@@ -166,8 +167,7 @@ def check_keys(keys: list[str] | None, known: Sequence[str]) -> None:
             full = [name for name in known if name.split(".")[-1] == key.split(".")[-1]]
             hint = f" Did you mean {', '.join(full)}?" if full else near(key, known)
             raise UserError(
-                f"lora_parameters.keys: {key!r} matches no linear layer of a block.{hint}\n"
-                f"Known: {', '.join(known)}"
+                f"lora_parameters.keys: {key!r} matches no linear layer of a block.{hint}\nKnown: {', '.join(known)}"
             )
 
 

@@ -38,9 +38,7 @@ class Batch:
     rows: tuple[int, ...]
 
 
-def make_batches(
-    rows: list[Row], batch_size: int, multiple: int, shuffle_seed: int | None = None
-) -> list[Batch]:
+def make_batches(rows: list[Row], batch_size: int, multiple: int, shuffle_seed: int | None = None) -> list[Batch]:
     """All rows in batches of `batch_size`, of one to three lengths that are multiples of `multiple`.
 
     With a `shuffle_seed` (0 or more) the rows of a length are shuffled before they are grouped, since
@@ -123,9 +121,7 @@ def _batches_of(
     """One batch per group of row numbers; P is what the fullest of them needs."""
     counted = [sum(int(rows[i].counts[1:].sum()) for i in group) for group in groups]
     places = _round_up(max(counted), POSITIONS_MULTIPLE)
-    return [
-        _batch(rows, group, (batch_size, length), places, first_index + n) for n, group in enumerate(groups)
-    ]
+    return [_batch(rows, group, (batch_size, length), places, first_index + n) for n, group in enumerate(groups)]
 
 
 def _batch(rows: list[Row], group: tuple[int, ...], shape: tuple[int, int], places: int, index: int) -> Batch:

@@ -203,13 +203,9 @@ def _check_trainer(trainer: TrainerConfig) -> None:
         value = getattr(trainer, name)
         _require(value is None or value > 0, f"trainer.{name}", value, "more than 0")
     slots = trainer.slots
-    _require(
-        slots == "auto" or (isinstance(slots, int) and slots >= 1), "trainer.slots", slots, "auto, or 1 or more"
-    )
+    _require(slots == "auto" or (isinstance(slots, int) and slots >= 1), "trainer.slots", slots, "auto, or 1 or more")
     _require(
         trainer.grad_clip is None or _positive(trainer.grad_clip),
         "trainer.grad_clip", trainer.grad_clip, "above 0, or null",
     )  # fmt: skip
-    _require(
-        0 < trainer.memory_fraction <= 1, "trainer.memory_fraction", trainer.memory_fraction, "above 0 up to 1"
-    )
+    _require(0 < trainer.memory_fraction <= 1, "trainer.memory_fraction", trainer.memory_fraction, "above 0 up to 1")

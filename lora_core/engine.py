@@ -223,9 +223,7 @@ class Engine:
 
     def _save(self, slot: Slot, pack: Pack) -> str:
         kept: list[tuple[adapters.Site, Any]] = [
-            (site, pair)
-            for site, pair in zip(pack.sites, slot.best_adapter, strict=True)
-            if wanted(slot.config, site)
+            (site, pair) for site, pair in zip(pack.sites, slot.best_adapter, strict=True) if wanted(slot.config, site)
         ]
         sites = [site for site, _ in kept]
         adapter: Adapter = [pair for _, pair in kept]

@@ -113,10 +113,11 @@ class Pack:
 
     def _multiplier(self, due: Sequence[Slot]) -> mx.array:
         """[S, K]: zero where a slot's `keys` leave a layer out."""
-        return mx.array(
-            [[slot.config.lora_parameters.multiplier * wanted(slot.config, site) for slot in due] for site in self.sites],
-            dtype=mx.float32,
-        )  # fmt: skip
+        rows = [
+            [slot.config.lora_parameters.multiplier if wanted(slot.config, site) else 0.0 for slot in due]
+            for site in self.sites
+        ]
+        return mx.array(rows, dtype=mx.float32)
 
     def _rank(self) -> int:
         largest = max(slot.config.lora_parameters.rank for slot in self.slots)
@@ -137,8 +138,7 @@ class Pack:
         def stacked(which: int) -> Pairs:
             columns = [[padded(a, b, rank) for a, b in member[which]] for member in members]
             return [
-                (mx.stack([a for a, _ in site]), mx.stack([b for _, b in site]))
-                for site in zip(*columns, strict=True)
+                (mx.stack([a for a, _ in site]), mx.stack([b for _, b in site])) for site in zip(*columns, strict=True)
             ]
 
         self.adapters, self.moments = stacked(0), (stacked(1), stacked(2))
@@ -148,9 +148,7 @@ class Pack:
         if len(due) == len(self.slots):
             return self.adapters, self.moments
         index = mx.array([self.slots.index(slot) for slot in due])
-        adapters, first, second = (
-            [(a[index], b[index]) for a, b in pairs] for pairs in (self.adapters, *self.moments)
-        )
+        adapters, first, second = ([(a[index], b[index]) for a, b in pairs] for pairs in (self.adapters, *self.moments))
         return adapters, (first, second)
 
     def _put_back(self, due: Sequence[Slot], adapters: Pairs, moments: tuple[Pairs, Pairs]) -> None:

@@ -19,9 +19,7 @@ def importance(content: Content) -> str:
     found = content.importance
     method = f"{found.method} over {plural(found.completed, 'completed trial')}:"
     what = f"how much each setting separates the best {found.best} from all of them; shares add up to 1."
-    outside = (
-        f"{plural(found.left_out, 'trial')} outside the present space left out." if found.left_out else ""
-    )
+    outside = f"{plural(found.left_out, 'trial')} outside the present space left out." if found.left_out else ""
     return " ".join(part for part in (method, what, outside, found.caution) if part)
 
 

@@ -25,12 +25,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Write a study's report: HTML, Markdown with figures, CSV, JSON.",
     )
     parser.add_argument("study", nargs="+", metavar="STUDY", help="name of a finished or running study")
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="where it goes (default: the study's report/)"
-    )
-    parser.add_argument(
-        "--output-dir", default="outputs", metavar="DIR", help="where studies lie (default: outputs)"
-    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where it goes (default: the study's report/)")
+    parser.add_argument("--output-dir", default="outputs", metavar="DIR", help="where studies lie (default: outputs)")
     return parser
 
 

@@ -96,9 +96,7 @@ def curves(study: Study) -> Curves:
 def _curve(study: Study, trial: TrialRecord, limit: int) -> Curve:
     rows = thinned(study.curves[trial.name], limit)
     kind = "best" if trial is study.winner else "default" if trial.role == "default" else "trial"
-    return Curve(
-        trial.name, kind, trial.state, [row["step"] for row in rows], [row["val_loss"] for row in rows]
-    )
+    return Curve(trial.name, kind, trial.state, [row["step"] for row in rows], [row["val_loss"] for row in rows])
 
 
 def thinned(rows: list[Row], limit: int) -> list[Row]:
@@ -125,9 +123,7 @@ def frame(losses: list[float], references: list[float]) -> tuple[float, float]:
 def outside(shown: tuple[float, float], losses: list[float], references: dict[str, float]) -> str:
     """What lies outside the frame, in a sentence; empty where nothing does."""
     beyond = sum(not shown[0] <= number <= shown[1] for number in losses)
-    told = (
-        [f"{plural(beyond, 'point')} {'lies' if beyond == 1 else 'lie'} outside the frame."] if beyond else []
-    )
+    told = [f"{plural(beyond, 'point')} {'lies' if beyond == 1 else 'lie'} outside the frame."] if beyond else []
     for name, number in references.items():
         if not shown[0] <= number <= shown[1]:
             told.append(f"The {name} row ({loss(number)}) lies outside the frame.")

@@ -99,9 +99,7 @@ def heatmap(found: Heatmap) -> Figure:
     layout["xaxis"] |= {"type": "category", "showgrid": False}
     layout["yaxis"] |= {"type": "category", "showgrid": False}
     layout["annotations"] = [
-        _note(found, cell) | {"x": j, "y": i}
-        for i, row in enumerate(found.cells)
-        for j, cell in enumerate(row)
+        _note(found, cell) | {"x": j, "y": i} for i, row in enumerate(found.cells) for j, cell in enumerate(row)
     ]
     return {"data": [trace], "layout": layout}
 
@@ -118,9 +116,7 @@ def _note(found: Heatmap, cell: Cell) -> Figure:
 def curves(found: Curves) -> Figure:
     others = [line for line in found.lines if line.kind == "trial"]
     traces = [_others(others), _pruned_ends(found.lines)]
-    traces += [
-        _highlighted(line) for kind in ("default", "best") for line in found.lines if line.kind == kind
-    ]
+    traces += [_highlighted(line) for kind in ("default", "best") for line in found.lines if line.kind == kind]
     last = max(step for line in found.lines for step in line.steps)
     if found.base is not None:
         traces.append(_reference("base", found.base, last) | {"x": [0, last]})

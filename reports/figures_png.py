@@ -89,9 +89,7 @@ def _heatmap(axes: Axes, content: Content) -> None:
             star = " ★" if cell.winner else ""
             text = f"{loss(cell.median)}{star}\nn={cell.count}" if cell.count else "–"
             dark = cell.count and found.shade(cell) < DARK_BELOW
-            axes.text(
-                j, i, text, ha="center", va="center", fontsize=9, color="white" if dark else LIGHT["ink"]
-            )
+            axes.text(j, i, text, ha="center", va="center", fontsize=9, color="white" if dark else LIGHT["ink"])
     axes.set_xticks(range(len(found.ratios)), found.ratios)
     axes.set_yticks(range(len(found.ranks)), found.ranks)
     axes.spines[:].set_visible(False)
@@ -104,9 +102,7 @@ def _curves(axes: Axes, content: Content) -> None:
     for line in sorted(found.lines, key=lambda line: ("trial", "default", "best").index(line.kind)):
         _curve(axes, line)
     if found.base is not None:
-        axes.axhline(
-            found.base, color=LIGHT["base"], linestyle=DASHES["base"], linewidth=1.3, label=LABELS["base"]
-        )
+        axes.axhline(found.base, color=LIGHT["base"], linestyle=DASHES["base"], linewidth=1.3, label=LABELS["base"])
     _finish(axes, "optimizer step", "validation loss (nats per token)", found.frame)
 
 

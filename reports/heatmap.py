@@ -60,9 +60,7 @@ def compute(study: Study) -> Heatmap:
     inside: dict[tuple[int, int], list[TrialRecord]] = {}
     for trial, rank, ratio in zip(study.completed, ranks, ratios, strict=True):
         inside.setdefault((row_of(rank), column_of(ratio)), []).append(trial)
-    cells = [
-        [_cell(inside.get((i, j), [])) for j in range(len(ratio_labels))] for i in range(len(rank_labels))
-    ]
+    cells = [[_cell(inside.get((i, j), [])) for j in range(len(ratio_labels))] for i in range(len(rank_labels))]
     # The winner comes first among the completed.
     cells[row_of(ranks[0])][column_of(ratios[0])].winner = True
     return Heatmap(rank_labels, ratio_labels, cells)
@@ -80,11 +78,7 @@ def rank_of(trial: TrialRecord) -> float:
 def ratio_of(trial: TrialRecord) -> float:
     """α/r as measured, or as the configuration says."""
     measured = trial.metrics.get("scale_ratio")
-    return (
-        measured
-        if finite(measured) and measured
-        else TrainConfig.from_dict(trial.config).lora_parameters.ratio
-    )
+    return measured if finite(measured) and measured else TrainConfig.from_dict(trial.config).lora_parameters.ratio
 
 
 def _ratio_is_continuous(study: Study) -> bool:

@@ -72,9 +72,7 @@ def _measure(study: Study, axes: list[Axis]) -> Importance:
 
     mirror, kept = _mirror(study, axes)
     if kept < MIN_COMPLETED:
-        return Importance(
-            completed=kept, why_not="Not computed: too few trials lie inside the present space."
-        )
+        return Importance(completed=kept, why_not="Not computed: too few trials lie inside the present space.")
     # Optuna's default takes the best tenth, which below 50 trials is fewer than PED-ANOVA asks for.
     quantile = min(0.5, max(0.1, MIN_BEST / kept))
     evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=quantile)
@@ -98,9 +96,7 @@ def _mirror(study: Study, axes: list[Axis]) -> tuple["OptunaStudy", int]:
     return mirror, len(mirror.trials)
 
 
-def _drawn(
-    trial: TrialRecord, axes: list[Axis], known: dict[str, "BaseDistribution"]
-) -> dict[str, Any] | None:
+def _drawn(trial: TrialRecord, axes: list[Axis], known: dict[str, "BaseDistribution"]) -> dict[str, Any] | None:
     """What Optuna would hold for `trial`, or None where a value lies outside its distribution."""
     params: dict[str, Any] = {}
     for axis in axes:

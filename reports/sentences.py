@@ -10,9 +10,7 @@ def status(answer: Answer) -> str:
     """How far the search is and how its trials ended."""
     counts = answer.counts
     parts = [f"{getattr(counts, s)} {s}" for s in ("complete", "pruned", "failed") if getattr(counts, s)]
-    ended = f"{counts.ended} of {plural(counts.planned, 'trial')} ended" + (
-        f": {listed(parts)}." if parts else "."
-    )
+    ended = f"{counts.ended} of {plural(counts.planned, 'trial')} ended" + (f": {listed(parts)}." if parts else ".")
     if answer.state == "running":
         return f"The search is still running, so this report is partial. {ended}"
     if answer.state == "interrupted":

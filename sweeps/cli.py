@@ -82,9 +82,7 @@ def _search(argv: list[str]) -> int:
 
     flags = Flags.parse(argv)
     if flags.multirun:
-        raise UserError(
-            "search takes no -m: write the axes as key=a,b,c. Hydra's multirun is lora-sweep train -m."
-        )
+        raise UserError("search takes no -m: write the axes as key=a,b,c. Hydra's multirun is lora-sweep train -m.")
 
     from sweeps.space import make_job, shown_overrides
 

@@ -21,7 +21,7 @@ class Worker:
 
     def __init__(self, setup: Setup, on_progress: Callable[[Progress], None] = lambda _: None) -> None:
         self.on_progress = on_progress
-        self.log = tempfile.TemporaryFile("w+")
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed by __exit__)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "sweeps.worker"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True,

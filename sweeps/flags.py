@@ -29,9 +29,7 @@ class Flags:
         parser.error = _refuse  # type: ignore[method-assign]
         args = parser.parse_intermixed_args(argv)
         if args.config_name or args.config_path or args.experimental_rerun:
-            raise UserError(
-                "--config-name, --config-path and --experimental-rerun: use --config-dir FOLDER instead."
-            )
+            raise UserError("--config-name, --config-path and --experimental-rerun: use --config-dir FOLDER instead.")
         if args.resolve and not (args.cfg or args.help):
             raise UserError("--resolve goes with --cfg or --help.")
         shown = args.help or args.hydra_help or args.cfg or args.info or args.shell_completion

@@ -53,9 +53,7 @@ def axis_from(override: Override, known: Mapping[str, set[type]], groups: frozen
     return _interval(key, sweep, text, types)
 
 
-def _check_key(
-    override: Override, key: str, text: str, known: Mapping[str, set[type]], groups: frozenset[str]
-) -> None:
+def _check_key(override: Override, key: str, text: str, known: Mapping[str, set[type]], groups: frozenset[str]) -> None:
     if override.type is not OverrideType.CHANGE or override.package is not None:
         raise UserError(f"{text}: an axis is written key=values, without +, ~ or @.")
     if is_fixed(key):

@@ -53,9 +53,7 @@ def _check_jobs(overrides: list[str], config_dir: str | None) -> None:
     plain, sweeps = split(overrides)
     for sweep in sweeps:
         if not sweep.is_discrete_sweep():
-            raise UserError(
-                f"{sweep.input_line}: -m runs every value of a list. A range is for lora-sweep search."
-            )
+            raise UserError(f"{sweep.input_line}: -m runs every value of a list. A range is for lora-sweep search.")
     with own_errors():
         values = [[f"{s.get_key_element()}={v}" for v in s.sweep_string_iterator()] for s in sweeps]
     for job in product(*values):

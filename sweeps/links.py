@@ -14,9 +14,7 @@ def base_of(uri: str, local: str = LOCAL) -> str:
 
 def trials_filter(study: str) -> str:
     """Trials and reference rows of a study: neither the study's own run, nor attempts begun anew."""
-    return (
-        f"tags.`sweep.study` = '{study}' and tags.`sweep.role` != 'study' and tags.`sweep.role` != 'attempt'"
-    )
+    return f"tags.`sweep.study` = '{study}' and tags.`sweep.role` != 'study' and tags.`sweep.role` != 'attempt'"
 
 
 def study_link(base: str, experiment_id: str, study: str) -> str:

@@ -13,7 +13,7 @@ The conversation is strict, so that a search with one worker and fixed slots can
 
 import json
 from dataclasses import asdict, dataclass, field, is_dataclass
-from typing import Any, TextIO, get_args, get_type_hints
+from typing import IO, Any, get_args, get_type_hints
 
 from lora_core.records import DataInfo, ModelInfo
 from lora_core.trial import Ended, Evaluated, TrialSpec
@@ -92,7 +92,7 @@ _MESSAGES = {cls.__name__: cls for cls in get_args(Message)}
 class Channel:
     """Messages over two text streams, one line each."""
 
-    def __init__(self, incoming: TextIO, outgoing: TextIO) -> None:
+    def __init__(self, incoming: IO[str], outgoing: IO[str]) -> None:
         self.incoming = incoming
         self.outgoing = outgoing
 

@@ -21,9 +21,7 @@ Point = tuple[str, float, int]  # metric, value, step
 
 def run_name(spec: TrialSpec | TrialRecord) -> str:
     """`trial-0007 r16 α/r 2.5`: the trial and the values of its axes."""
-    return " ".join([spec.name, *(f"{_label(key)}{_number(value)}" for key, value in spec.params.items())])[
-        :200
-    ]
+    return " ".join([spec.name, *(f"{_label(key)}{_number(value)}" for key, value in spec.params.items())])[:200]
 
 
 def _label(key: str) -> str:

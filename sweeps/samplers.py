@@ -92,7 +92,7 @@ def _size(distribution: BaseDistribution) -> int | None:
     low, high, step = distribution.low, distribution.high, distribution.step  # type: ignore[attr-defined]
     if distribution.single():
         return 1
-    return None if step is None else int(round((high - low) / step)) + 1
+    return None if step is None else round((high - low) / step) + 1
 
 
 def _values(distribution: BaseDistribution) -> Sequence[Any]:

@@ -77,7 +77,9 @@ class Search:
             self._save("interrupted")
             self.tracker.close_study(self.record, "interrupted", None)
             if isinstance(error, WorkerDied):
-                raise UserError(f"{error}\nNothing that ended is lost. Resume with: {self.record.resume_command}") from None
+                raise UserError(
+                    f"{error}\nNothing that ended is lost. Resume with: {self.record.resume_command}"
+                ) from None
             raise
 
     def train(self, worker: Worker, free: int) -> None:
@@ -187,9 +189,7 @@ class Search:
     def _spec(self, proposal: Proposal) -> TrialSpec:
         name = trial_name(proposal.number)
         config = _trial_config(self.job.config_for(proposal.values))
-        return TrialSpec(
-            name, "trial", config, str(self.folder / name), proposal.number, params=proposal.values
-        )
+        return TrialSpec(name, "trial", config, str(self.folder / name), proposal.number, params=proposal.values)
 
     def _fuse_winner(self, worker: Worker) -> None:
         from reports.study import load
@@ -259,4 +259,3 @@ def _record(name: str, job: Job, ready: Ready, notes: list[str], resume: str) ->
         environment={**environment(), **ready.environment},
         notes=[*ready.notes, *notes],
     )
-

@@ -139,9 +139,7 @@ def _naming(axes: list[Axis]) -> Iterator[None]:
     except UserError as error:
         where = f"Axis {axes[0]}: " if len(axes) == 1 else "Axes: "
         packaged = [axis.key for axis in axes if not axis.written and axis.key in str(error)]
-        hint = (
-            f"\nThe axis {packaged[0]} is packaged: one plain value for it takes it out." if packaged else ""
-        )
+        hint = f"\nThe axis {packaged[0]} is packaged: one plain value for it takes it out." if packaged else ""
         raise UserError(f"{where}{error}{hint}") from None
 
 

@@ -67,9 +67,7 @@ class Store:
             token = page.token or None
         return runs
 
-    def create_run(
-        self, name: str, tags: dict[str, str], params: dict[str, str], start: int | None = None
-    ) -> str:
+    def create_run(self, name: str, tags: dict[str, str], params: dict[str, str], start: int | None = None) -> str:
         """A new run in state RUNNING; returns its id."""
         run = self.client.create_run(self.experiment_id, start, _cut(tags), name)
         entities = [Param(key, value[:6000]) for key, value in params.items()]
@@ -100,9 +98,7 @@ class Store:
             self.tag(run_id, tags)
         self.client.set_terminated(run_id, status, at)
 
-    def add_model(
-        self, run_id: str, name: str, tags: dict[str, str], params: dict[str, str], step: int
-    ) -> str:
+    def add_model(self, run_id: str, name: str, tags: dict[str, str], params: dict[str, str], step: int) -> str:
         """An adapter in the Models tab, its files being those of the run; returns the model's id."""
         tags = _cut(tags) | {"mlflow.model.isExternal": "true"}
         model = self.client.create_logged_model(self.experiment_id, name, run_id, tags, params, "adapter")
@@ -120,8 +116,7 @@ class Store:
         found = self.client.get_experiment_by_name(self.experiment)
         if found is not None and found.lifecycle_stage != "active":
             raise UserError(
-                f"tracking.experiment={self.experiment} was deleted in MLflow.\n"
-                "Restore it there, or give another name."
+                f"tracking.experiment={self.experiment} was deleted in MLflow.\nRestore it there, or give another name."
             )
         return found.experiment_id if found else None
 

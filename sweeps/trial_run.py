@@ -26,17 +26,13 @@ INTERRUPTED = {"sweep.reason": "interrupted"}
 class TrialRun:
     """Creates the run. `copied`: the trial has ended already and is told from its files, with its times."""
 
-    def __init__(
-        self, store: Store, study: StudyRecord, spec: TrialSpec | TrialRecord, copied: bool = False
-    ) -> None:
+    def __init__(self, store: Store, study: StudyRecord, spec: TrialSpec | TrialRecord, copied: bool = False) -> None:
         self.store = store
         self.study = study
         self.role = spec.role
         self.began = _moment(spec.started) if copied and isinstance(spec, TrialRecord) else None
         parent = {} if study.kind == "train" else {"mlflow.parentRunId": study.tracking["run_id"]}
-        self.run_id = store.create_run(
-            run_name(spec), trial_tags(study, spec) | parent, params(spec), self.began
-        )
+        self.run_id = store.create_run(run_name(spec), trial_tags(study, spec) | parent, params(spec), self.began)
         add_data(store, self.run_id, study)
         self._best = math.inf
         self._held: list[Point] = []

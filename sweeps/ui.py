@@ -49,16 +49,12 @@ def study_page(uri: str, study: str | None, local: str) -> str:
 
     file = sqlite_file(uri)
     if file is not None and not file.exists():
-        raise UserError(
-            f"{file} does not exist: nothing was tracked there.\nRun a search first, or give --uri."
-        )
+        raise UserError(f"{file} does not exist: nothing was tracked there.\nRun a search first, or give --uri.")
     base = base_of(uri, local)
     client = open_client(uri)
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     runs = [
-        run
-        for role in ("study", "train")
-        for run in client.search_runs(experiments, f"tags.`sweep.role` = '{role}'")
+        run for role in ("study", "train") for run in client.search_runs(experiments, f"tags.`sweep.role` = '{role}'")
     ]
     named = {run.data.tags["sweep.study"]: run for run in sorted(runs, key=lambda run: run.info.start_time)}
     if study is not None and study not in named:
@@ -90,9 +86,7 @@ def _check_port(port: int) -> None:
         try:
             probe.bind((HOST, port))
         except (OSError, OverflowError) as error:
-            raise UserError(
-                f"Port {port} cannot be used ({error}).\nGive another one: --port NUMBER"
-            ) from None
+            raise UserError(f"Port {port} cannot be used ({error}).\nGive another one: --port NUMBER") from None
 
 
 @contextmanager
@@ -145,7 +139,5 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def _show(link: str, browser: bool) -> None:
     print(link, flush=True)
     # Without a display Python would fall back to a browser of text inside this terminal.
-    if browser and (
-        sys.platform == "darwin" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-    ):
+    if browser and (sys.platform == "darwin" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         webbrowser.open(link)

@@ -106,9 +106,7 @@ def _check_supported(path: Path, header: Header) -> None:
 def _check_blocks(path: Path, header: Header, depth: int) -> None:
     found = {name.split(".")[1] for name in header.kinds if name.startswith("blk.")}
     if len(found) != depth:
-        raise UserError(
-            f"{path} is damaged or not whole: llama.block_count is {depth}, found {len(found)} blocks."
-        )
+        raise UserError(f"{path} is damaged or not whole: llama.block_count is {depth}, found {len(found)} blocks.")
 
 
 def _mlx_name(name: str) -> str | None:
@@ -152,7 +150,7 @@ def _weights(path: Path, config: dict[str, Any]) -> dict[str, "mx.array"]:
     """MLX name → dense array, rows of q and k in the order of the Hugging Face layout."""
     import mlx.core as mx
 
-    stored: dict[str, mx.array] = mx.load(str(path), format="gguf")  # type: ignore[assignment]
+    stored: dict[str, mx.array] = mx.load(str(path), format="gguf")
     heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
     weights = {}
     for name in [name for name in stored if name.endswith(".weight")]:

@@ -52,9 +52,7 @@ def test_openblas_stands_in_for_mkl(loaded: list[str], monkeypatch: pytest.Monke
     assert "OpenBLAS" in fresh_prepare()[0]
 
 
-def test_without_any_blas_it_says_how_slow_it_will_be(
-    loaded: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_any_blas_it_says_how_slow_it_will_be(loaded: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend.ctypes, "CDLL", fail_for(""))
     assert "75 times slower" in fresh_prepare()[0]
 
@@ -67,9 +65,7 @@ def test_too_late_after_mlx(loaded: list[str], monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("platform", ["darwin", "cuda"])
-def test_nothing_happens_on_macos_and_cuda(
-    platform: str, loaded: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_happens_on_macos_and_cuda(platform: str, loaded: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     if platform == "cuda":
         monkeypatch.setattr(backend, "_has_cuda_wheel", lambda: True)
     else:

@@ -149,9 +149,7 @@ def test_what_generate_sends_is_how_the_row_begins(folder: Path, tokenizer: Any)
 
 def test_generation_prompt_that_is_no_prefix(folder: Path) -> None:
     """Some templates open a turn to come in another way than a turn that is there."""
-    (row,) = load_rows(
-        folder, other := make_tokenizer(TEMPLATE.replace("'<s>assistant:'", "'<s>assistant>'")), PAIR
-    )
+    (row,) = load_rows(folder, other := make_tokenizer(TEMPLATE.replace("'<s>assistant:'", "'<s>assistant>'")), PAIR)
     assert counted(row, other) == ":two</s>"
 
 

@@ -99,9 +99,7 @@ def encoded(value: Any) -> bytes:
     if isinstance(value, str):
         return struct.pack("<I", 8) + text(value)
     items = [encoded(item) for item in value]
-    return (
-        struct.pack("<I", 9) + items[0][:4] + struct.pack("<Q", len(items)) + b"".join(i[4:] for i in items)
-    )
+    return struct.pack("<I", 9) + items[0][:4] + struct.pack("<Q", len(items)) + b"".join(i[4:] for i in items)
 
 
 def text(value: str) -> bytes:
@@ -224,9 +222,7 @@ def quantised_file(path: Path, original: dict[str, np.ndarray], kind: str) -> di
 
 
 @pytest.mark.parametrize("kind", QUANTISERS)
-def test_quantised_files_come_back_exactly(
-    kind: str, original: dict[str, np.ndarray], tmp_path: Path
-) -> None:
+def test_quantised_files_come_back_exactly(kind: str, original: dict[str, np.ndarray], tmp_path: Path) -> None:
     meant = quantised_file(tmp_path / "model.gguf", original, kind)
     base = models.load(str(tmp_path / "model.gguf"))
     for name, value in dict(tree_flatten(base.model.parameters())).items():
@@ -237,9 +233,7 @@ def test_quantised_files_come_back_exactly(
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
-def test_files_that_mlx_writes_come_back_exactly(
-    dtype: type, original: dict[str, np.ndarray], tmp_path: Path
-) -> None:
+def test_files_that_mlx_writes_come_back_exactly(dtype: type, original: dict[str, np.ndarray], tmp_path: Path) -> None:
     rounded = {name: value.astype(dtype).astype("f4") for name, value in original.items()}
     arrays = {gguf_name(n): mx.array(permuted(n, v).astype(dtype)) for n, v in rounded.items()}
     mx.save_gguf(str(tmp_path / "model.gguf"), arrays, mlx_metadata())
@@ -300,9 +294,7 @@ TEXT = " hello hello12 12\n\n 3 é 漢"
 
 
 @pytest.mark.parametrize("pre, digits", [("smollm", ["1", "2"]), ("gpt-2", ["12"]), ("llama-bpe", ["12"])])
-def test_byte_level_tokens(
-    pre: str, digits: list[str], original: dict[str, np.ndarray], tmp_path: Path
-) -> None:
+def test_byte_level_tokens(pre: str, digits: list[str], original: dict[str, np.ndarray], tmp_path: Path) -> None:
     tokenizer = tokenizer_of(tmp_path, original, tokenizer_metadata(pre))
     assert tokenizer.convert_ids_to_tokens(tokenizer.encode(" hello12")) == ["Ġhello", *digits]
     assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT

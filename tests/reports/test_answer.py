@@ -38,9 +38,7 @@ def test_sentences_quote_the_numbers(study_folder):
 def test_command_quotes_paths(study_folder):
     found = answer.compute(load(study_folder))
     adapter = study_folder / "trial-0003" / "adapters"
-    assert found.command == (
-        f"mlx_lm.generate --model '/models/tiny model' --adapter-path {adapter} --prompt \"…\""
-    )
+    assert found.command == (f"mlx_lm.generate --model '/models/tiny model' --adapter-path {adapter} --prompt \"…\"")
 
 
 def test_adapter_follows_a_moved_study(study_folder, tmp_path):
@@ -88,9 +86,7 @@ def test_without_a_completed_trial_the_reasons_are_given(make_study):
 
 def test_a_partial_study_says_so(make_study):
     running = answer.compute(load(make_study(state="running", n_trials=32)))
-    assert sentences.status(running).startswith(
-        "The search is still running, so this report is partial. 10 of 32"
-    )
+    assert sentences.status(running).startswith("The search is still running, so this report is partial. 10 of 32")
     assert sentences.headline(running) == "trial-0003 leads with a validation loss of 1.7500"
     stopped = answer.compute(load(make_study("other", state="interrupted")))
     assert "was interrupted" in sentences.status(stopped)

@@ -55,9 +55,7 @@ def test_help_is_instant(argv: str) -> None:
 
 
 def test_the_module_is_the_same_program() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "sweeps", "--help"], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-m", "sweeps", "--help"], capture_output=True, text=True, check=True)
     assert "lora-sweep search" in done.stdout
 
 
@@ -127,9 +125,7 @@ def test_multirun_with_an_adapter_path(calls: list[tuple[Any, ...]]) -> None:
     assert [call[0].adapter_path for call in calls] == ["out/0", "out/1"]
 
 
-def test_multirun_fails_when_a_job_does(
-    calls: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_multirun_fails_when_a_job_does(calls: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["sweeps.train"], "run", lambda config, *rest: int(config.seed == 1))
     assert main(["train", "-m", "seed=1,2"]) == 1
 
@@ -139,9 +135,7 @@ def test_ctrl_c(calls: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch) -
     assert main(["search"]) == 130
 
 
-def test_our_own_bugs_keep_their_traceback(
-    calls: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_our_own_bugs_keep_their_traceback(calls: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["sweeps.train"], "run", _raise(ValueError("ours")))
     for argv in (["train"], ["train", "-m", "seed=1,2"]):
         with pytest.raises(ValueError, match="ours"):

@@ -129,9 +129,7 @@ def test_bad_settings_are_named(override: str, words: str) -> None:
     assert len(str(raised.value).splitlines()) <= 3
 
 
-@pytest.mark.parametrize(
-    "override", ["study=my-study_1.b", "storage=postgresql+psycopg://u@h/d", "num_layers=all"]
-)
+@pytest.mark.parametrize("override", ["study=my-study_1.b", "storage=postgresql+psycopg://u@h/d", "num_layers=all"])
 def test_good_settings_pass(override: str) -> None:
     key, _, value = override.partition("=")
     found: Any = resolved(override)

@@ -47,9 +47,7 @@ class Sweep:
         params = {"lora_parameters.rank": rank} if role == "trial" else {}
         return TrialSpec(name, role, config, str(self.folder / name), number, params=params)
 
-    def run(
-        self, spec: TrialSpec, losses: list[float], state: str = "complete", reason: str | None = None
-    ) -> None:
+    def run(self, spec: TrialSpec, losses: list[float], state: str = "complete", reason: str | None = None) -> None:
         self.tracker.start_trial(self.record, spec)
         self.evaluate(spec, losses)
         self.tracker.end_trial(self.ended(spec, losses, state, reason))
@@ -125,9 +123,7 @@ def test_the_objective_comes_first_and_shows_the_lowest_loss(sweep: Sweep) -> No
     spec = sweep.spec("trial-0000")
     sweep.tracker.start_trial(sweep.record, spec)
     sweep.evaluate(spec, [1.0])
-    assert sweep.mlflow_run("trial-0000").data.metrics == {}, (
-        "step 0 is the base model, not the trial's value"
-    )
+    assert sweep.mlflow_run("trial-0000").data.metrics == {}, "step 0 is the base model, not the trial's value"
     for loss in (3.0, 2.0, 2.5):
         sweep.tracker.log_evaluation("trial-0000", {"step": 10, "val_loss": loss})
     assert sweep.mlflow_run("trial-0000").data.metrics["best_val_loss"] == 2.0
@@ -269,9 +265,7 @@ def test_a_single_run_has_no_study_above_it(sweep: Sweep, tmp_path: Path) -> Non
 
 def test_link(sweep: Sweep) -> None:
     link = sweep.tracker.link
-    assert link.startswith(
-        f"http://127.0.0.1:5000/#/experiments/{sweep.record.tracking['experiment_id']}/runs?"
-    )
+    assert link.startswith(f"http://127.0.0.1:5000/#/experiments/{sweep.record.tracking['experiment_id']}/runs?")
     assert "%60sweep.study%60%20%3D%20%27my-study%27" in link
 
 
@@ -288,9 +282,7 @@ def test_a_server_that_is_not_there_is_said_at_once() -> None:
 
 
 @pytest.mark.parametrize("uri", ["ftp://nowhere", "sqlite:////proc/none/mlflow.db", "sqlite:///not.db"])
-def test_a_store_that_cannot_be_used_is_said_at_once(
-    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_store_that_cannot_be_used_is_said_at_once(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("not.db").write_text("no database" * 100)
     start = time.monotonic()

@@ -64,9 +64,7 @@ def test_it_serves_the_store_small_and_ends_cleanly(store: str, port: int, stop:
         str(port),
         "--no-browser",
     ]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
-    ) as program:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as program:
         assert program.stdout is not None
         program.stdout.readline()
         link = program.stdout.readline()
