@@ -100,11 +100,9 @@ def _drop(values: mx.array, active: Active) -> mx.array:
     """Each slot's mask comes from its own key at its own shape, so neighbours and rank do not move it."""
     if active.keep is None or active.keys is None:
         return values
-    masks = [
-        mx.random.uniform(shape=values.shape[1:], key=active.keys[k]) < active.keep[k] for k in range(values.shape[0])
-    ]
-    keep = active.keep.reshape(-1, *[1] * (values.ndim - 1)).astype(values.dtype)
-    return mx.where(mx.stack(masks), values / keep, 0)
+    draws = mx.vmap(lambda key: mx.random.uniform(shape=values.shape[1:], key=key))(active.keys)
+    keep = active.keep.reshape(-1, *[1] * (values.ndim - 1))
+    return mx.where(draws < keep, values / keep.astype(values.dtype), 0)
 
 
 @dataclass

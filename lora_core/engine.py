@@ -58,6 +58,8 @@ class Engine:
         self.running: list[tuple[Slot, Pack, Feed]] = []
         self._feeds: dict[Hashable, Feed] = {}
         self._packs: dict[Hashable, Pack] = {}
+        self._unheard: list[tuple[list[Slot], mx.array]] = []  # steps not waited for yet
+        self._watch = Stopwatch()
 
     @property
     def free(self) -> int:
@@ -87,6 +89,7 @@ class Engine:
         else:
             self._evaluate([slot], pack, feed)
         self._finish_ended([(slot, pack, feed)])
+        self._watch.lap()
 
     def stop(self, name: str) -> None:
         """Ends a running trial as pruned, keeping its best checkpoint."""
@@ -96,18 +99,36 @@ class Engine:
 
     def advance(self) -> None:
         """One optimizer step of the trial that is furthest behind and of all that can share it."""
-        leader, pack, feed = min(self.running, key=lambda entry: entry[0].step)
-        length = self._next_batch(leader, feed).length
-        due = [s for s in pack.slots if self._next_batch(s, feed).length == length]
+        _, pack, feed = min(self.running, key=lambda entry: entry[0].step)
+        due = self._due(pack, feed)
         batches = [self._next_batch(slot, feed) for slot in due]
-        watch = Stopwatch()
-        losses = pack.step(due, self._rows(batches, feed, "train", pack.boundary)).tolist()
-        share = watch.lap() / len(due)
-        for slot, batch, loss in zip(due, batches, losses, strict=True):
-            slot.took_step(loss, batch.tokens, share)
+        self._unheard.append((due, pack.step(due, self._rows(batches, feed, "train", pack.boundary))))
+        for slot, batch in zip(due, batches, strict=True):
+            slot.took_step(batch.tokens)
             self.steps, self.tokens = self.steps + 1, self.tokens + batch.tokens
-        self._evaluate([slot for slot in due if slot.alive and slot.evaluation_due], pack, feed)
-        self._finish_ended([(slot, pack, feed) for slot in due])
+        if any(slot.check_due for slot in due):
+            self._listen()
+            pack.read_alive()
+            self._evaluate([slot for slot in due if slot.alive and slot.evaluation_due], pack, feed)
+            self._finish_ended([(slot, pack, feed) for slot in due])
+            self._watch.lap()
+
+    def _due(self, pack: Pack, feed: Feed) -> list[Slot]:
+        """The slots of the pack that go next: those of the padded length that most of them wait for. A slot that
+        waits for a rarer one goes when others have come to it too; among equals, that of the least advanced."""
+        waiting: dict[int, list[Slot]] = {}
+        for slot in pack.slots:
+            waiting.setdefault(self._next_batch(slot, feed).length, []).append(slot)
+        return max(waiting.values(), key=lambda slots: (len(slots), -min(slot.step for slot in slots)))
+
+    def _listen(self) -> None:
+        """Waits for the steps handed to the device, and shares their losses and the time they took."""
+        heard = [(due, losses.tolist()) for due, losses in self._unheard]
+        share = self._watch.lap() / sum(len(due) for due, _ in heard)
+        for due, losses in heard:
+            for slot, loss in zip(due, losses, strict=True):
+                slot.heard(loss, share)
+        self._unheard.clear()
 
     def feed(self, config: TrainConfig) -> Feed:
         """The batches that a trial of this configuration trains and is evaluated on."""
@@ -179,7 +200,7 @@ class Engine:
         if boundary > 0:
             keys = [(feed.key, split, batch.index) for batch in batches]
             parts = [self.prefixes.hidden(b, key, boundary) for b, key in zip(batches, keys, strict=True)]
-            hidden = mx.concatenate(parts) if len(parts) > 1 else parts[0]
+            hidden = _joined(parts)
         tokens = mx.array(np.concatenate([batch.inputs for batch in batches]))
         return Rows(tokens, hidden, stacked("positions"), stacked("targets"), stacked("weights"))
 
@@ -235,6 +256,14 @@ class Engine:
         own = [site for site in pack.sites if wanted(slot.config, site)]
         per_rank = sum(math.prod(a) + math.prod(b) for a, b in (site.module.shapes() for site in own))
         return {"trainable_params": rank * per_rank, "peak_memory_gb": backend.peak_memory_gb()}
+
+
+def _joined(parts: list[mx.array]) -> mx.array:
+    """The parts' rows one after the other; the same part many times is copied in one go."""
+    if any(part is not parts[0] for part in parts):
+        return mx.concatenate(parts)
+    shape = parts[0].shape
+    return mx.broadcast_to(parts[0][None], (len(parts), *shape)).reshape(-1, *shape[1:])
 
 
 def _zeros(site: adapters.Site, rank: int) -> tuple[mx.array, mx.array]:

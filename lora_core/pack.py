@@ -28,6 +28,8 @@ class Pack:
         self.slots: list[Slot] = []
         self.adapters: Pairs = []
         self.moments: tuple[Pairs, Pairs] = ([], [])
+        self.alive = mx.ones((0,), dtype=mx.bool_)  # [K]
+        self._constants: dict[tuple[str, ...], dict[str, mx.array]] = {}
         self._compiled: dict[tuple[Traits, str], Callable[..., Any]] = {}
 
     def add(self, slot: Slot, adapter: list[tuple[Any, Any]] | None = None) -> None:
@@ -36,13 +38,16 @@ class Pack:
         zeros = [(np.zeros_like(a), np.zeros_like(b)) for a, b in pairs]
         old = [self._take(k) for k in range(len(self.slots))]
         self.slots.append(slot)
+        self.alive = mx.concatenate([self.alive, mx.array([True])])
         self._stack([*old, (pairs, zeros, zeros)])
 
     def remove(self, slot: Slot) -> None:
         """Takes the slot out."""
         index = self.slots.index(slot)
-        kept = [self._take(k) for k in range(len(self.slots)) if k != index]
+        others = [k for k in range(len(self.slots)) if k != index]
+        kept = [self._take(k) for k in others]
         del self.slots[index]
+        self.alive = self.alive[mx.array(others, dtype=mx.int32)]
         self._stack(kept)
 
     def adapter(self, slot: Slot) -> list[tuple[mx.array, mx.array]]:
@@ -51,15 +56,19 @@ class Pack:
         return [(a[k][..., :rank], b[k][..., :rank, :]) for a, b in self.adapters]
 
     def step(self, due: Sequence[Slot], rows: Rows) -> mx.array:
-        """One optimizer step of the slots in `due`; returns their losses [len(due)], not yet evaluated."""
+        """Starts one optimizer step of the slots in `due`, which are in the pack's order; returns their losses
+        [len(due)] without waiting for them."""
         traits = self._traits(due)
         inputs = (*self._subset(due), self._settings(due, traits), *_arrays(rows))
         adapters, moments, losses, alive = self._function(traits, "step")(*inputs)
-        self._put_back(due, adapters, moments)
-        mx.eval(adapters, moments, losses, alive)
-        for slot, is_alive in zip(due, alive.tolist(), strict=True):
-            slot.alive = slot.alive and is_alive
+        self._put_back(due, adapters, moments, alive)
+        mx.async_eval(adapters, moments, losses, alive)
         return losses
+
+    def read_alive(self) -> None:
+        """Brings each slot's `alive` up to the device's; waits for it."""
+        for slot, alive in zip(self.slots, self.alive.tolist(), strict=True):
+            slot.alive = alive
 
     def evaluate(self, due: Sequence[Slot], rows: Rows) -> mx.array:
         """Sum of the losses of each due slot's batch, [len(due)]."""
@@ -90,26 +99,31 @@ class Pack:
         )
 
     def _settings(self, due: Sequence[Slot], traits: Traits) -> dict[str, mx.array]:
-        configs = [slot.config for slot in due]
-        values = {
-            "rate": [slot.rate for slot in due],
-            "decay": [c.optimizer.weight_decay if c.optimizer.name == "adamw" else 0.0 for c in configs],
-            "clip": [c.trainer.grad_clip or np.inf for c in configs],
-            "keep": [1 - c.lora_parameters.dropout for c in configs],
-            "correct": list(zip(*(slot.correction() for slot in due), strict=True)),
-        }
-        settings = {name: mx.array(np.array(value, dtype=np.float32)) for name, value in values.items()}
-        settings["alive"] = mx.array([slot.alive for slot in due])
-        settings["multiplier"] = self._multiplier(due)
+        moving = np.array([(slot.rate, *slot.correction()) for slot in due], dtype=np.float32)
+        settings = {"moving": mx.array(moving.T), "alive": self.alive[self._index(due)], **self._constant(due)}
         if traits.dropping:
-            settings["key"] = mx.stack([self._keys(slot) for slot in due])
+            settings["key"] = mx.array(np.stack([self._keys(slot) for slot in due]))
         return settings
 
-    def _keys(self, slot: Slot) -> mx.array:
+    def _constant(self, due: Sequence[Slot]) -> dict[str, mx.array]:
+        """What a trial keeps from its first step to its last."""
+        names = tuple(slot.spec.name for slot in due)
+        if names not in self._constants:
+            configs = [slot.config for slot in due]
+            values = {
+                "decay": [c.optimizer.weight_decay if c.optimizer.name == "adamw" else 0.0 for c in configs],
+                "clip": [c.trainer.grad_clip or np.inf for c in configs],
+                "keep": [1 - c.lora_parameters.dropout for c in configs],
+            }
+            constant = {name: mx.array(np.array(value, dtype=np.float32)) for name, value in values.items()}
+            self._constants[names] = {**constant, "multiplier": self._multiplier(due)}
+        return self._constants[names]
+
+    def _keys(self, slot: Slot) -> np.ndarray:
         """A dropout key per site, uint32 [S, 2], from (seed, repeat, step, layer)."""
         indices = [site.index for site in self.sites]
         sequence = np.random.SeedSequence([slot.config.seed, slot.spec.repeat, slot.step])
-        return mx.array(sequence.generate_state(2 * (max(indices) + 1)).reshape(-1, 2)[indices])
+        return sequence.generate_state(2 * (max(indices) + 1)).reshape(-1, 2)[indices]
 
     def _multiplier(self, due: Sequence[Slot]) -> mx.array:
         """[S, K]: zero where a slot's `keys` leave a layer out."""
@@ -130,6 +144,7 @@ class Pack:
         return parts[0], parts[1], parts[2]
 
     def _stack(self, members: list[tuple[Any, Any, Any]]) -> None:
+        self._constants.clear()
         if not members:
             self.adapters, self.moments = [], ([], [])
             return
@@ -144,18 +159,22 @@ class Pack:
         self.adapters, self.moments = stacked(0), (stacked(1), stacked(2))
         mx.eval(self.adapters, self.moments)
 
+    def _index(self, due: Sequence[Slot]) -> mx.array:
+        return mx.array([self.slots.index(slot) for slot in due])
+
     def _subset(self, due: Sequence[Slot]) -> tuple[Pairs, tuple[Pairs, Pairs]]:
         if len(due) == len(self.slots):
             return self.adapters, self.moments
-        index = mx.array([self.slots.index(slot) for slot in due])
+        index = self._index(due)
         adapters, first, second = ([(a[index], b[index]) for a, b in pairs] for pairs in (self.adapters, *self.moments))
         return adapters, (first, second)
 
-    def _put_back(self, due: Sequence[Slot], adapters: Pairs, moments: tuple[Pairs, Pairs]) -> None:
+    def _put_back(self, due: Sequence[Slot], adapters: Pairs, moments: tuple[Pairs, Pairs], alive: mx.array) -> None:
         if len(due) == len(self.slots):
-            self.adapters, self.moments = adapters, moments
+            self.adapters, self.moments, self.alive = adapters, moments, alive
             return
-        index = mx.array([self.slots.index(slot) for slot in due])
+        index = self._index(due)
+        self.alive[index] = alive
         for old, new in zip((self.adapters, *self.moments), (adapters, *moments), strict=True):
             for (old_a, old_b), (new_a, new_b) in zip(old, new, strict=True):
                 old_a[index], old_b[index] = new_a, new_b

@@ -15,6 +15,8 @@ from lora_core.schedule import learning_rate
 from lora_core.step import BETAS
 from lora_core.trial import TrialSpec
 
+CHECK_EVERY = 8  # steps
+
 
 def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
@@ -38,7 +40,7 @@ class Slot:
     tokens: int = 0  # trained, those in the loss
     pending: list[float] = field(default_factory=list)  # training losses since the last evaluation
     mark: tuple[int, float] = (0, 0.0)  # tokens and seconds at the last evaluation
-    alive: bool = True
+    alive: bool = True  # as last read from the device
     record: TrialRecord = field(init=False)
 
     def __post_init__(self) -> None:
@@ -75,10 +77,19 @@ class Slot:
     def evaluation_due(self) -> bool:
         return self.step == self.steps or self.step % self.config.trainer.eval_every == 0
 
-    def took_step(self, loss: float, tokens: int, seconds: float) -> None:
-        self.pending.append(loss)
+    @property
+    def check_due(self) -> bool:
+        """Whether the host looks at the losses now. A trial's own steps decide, so that neighbours do not."""
+        return self.evaluation_due or self.step % CHECK_EVERY == 0
+
+    def took_step(self, tokens: int) -> None:
+        """A step has been handed to the device."""
         self.step += 1
         self.tokens += tokens
+
+    def heard(self, loss: float, seconds: float) -> None:
+        """A step has come back, with its training loss and the slot's share of the time."""
+        self.pending.append(loss)
         self.seconds += seconds
 
     def evaluated(self, loss: float, adapter: Any) -> dict[str, float]:
@@ -108,7 +119,7 @@ class Slot:
     def verdict(self) -> tuple[str, str | None] | None:
         """State and reason once the trial is over, None while it goes on."""
         patience = self.config.trainer.patience
-        if not self.alive:
+        if not self.alive and self.check_due:
             return "failed", "diverged"
         if self.step == self.steps:
             return "complete", None

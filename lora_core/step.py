@@ -59,10 +59,10 @@ class Computation:
     ) -> tuple[Pairs, tuple[Pairs, Pairs], mx.array, mx.array]:
         """One AdamW step of every slot.
 
-        slots: `multiplier` [S, K] by site, `keep`, `rate`, `decay`, `clip`, `alive` [K], `correct` [2, K]
-        (1/(1-βᵗ) of both moments), `key` uint32 [K, S, 2]. Returns adapters, moments, the mean loss of each slot's
-        tokens [K], and `alive` [K]: false from the first loss or gradient that is not finite, and such a slot keeps
-        the adapters it had.
+        slots: `multiplier` [S, K] by site; `keep`, `decay`, `clip`, `alive` [K]; `moving` [3, K], the learning rate
+        and 1/(1-βᵗ) of both moments; with dropout, `key` uint32 [K, S, 2].
+        Returns adapters, moments, the mean loss of each slot's tokens [K], and `alive` [K]: false from the first
+        loss or gradient that is not finite, and such a slot keeps the adapters it had.
         """
 
         def objective(adapters: Pairs) -> tuple[mx.array, mx.array]:
@@ -133,8 +133,8 @@ def update(
         g = g * by_slot(factor)
         m_new = BETAS[0] * m + (1 - BETAS[0]) * g
         v_new = BETAS[1] * v + (1 - BETAS[1]) * g * g
-        rate, decay = by_slot(slots["rate"]), by_slot(slots["decay"])
-        first, second = by_slot(slots["correct"][0]), by_slot(slots["correct"][1])
+        rate, first, second = (by_slot(values) for values in slots["moving"])
+        decay = by_slot(slots["decay"])
         p_new = p * (1 - rate * decay) - rate * (m_new * first) / (mx.sqrt(v_new * second) + EPSILON)
         on = by_slot(alive)
         return mx.where(on, p_new, p), mx.where(on, m_new, m), mx.where(on, v_new, v)
