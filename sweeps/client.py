@@ -11,9 +11,16 @@ from types import TracebackType
 from lora_core.errors import UserError
 from sweeps.protocol import Channel, Fault, Fuse, Fused, Go, Message, Progress, Ready, Report, Setup
 
+LOG_LINES = 200  # of the worker's output, kept when it dies
+
 
 class WorkerDied(Exception):
-    """The worker ended without a word, or with a bug of ours. The text says how, and ends with its last output."""
+    """The worker ended without a word, or with a bug of ours. The text is one line that says how; `output` is the
+    end of what it wrote."""
+
+    def __init__(self, how: str, output: str = "") -> None:
+        super().__init__(how)
+        self.output = output
 
 
 class Worker:
@@ -21,7 +28,7 @@ class Worker:
 
     def __init__(self, setup: Setup, on_progress: Callable[[Progress], None] = lambda _: None) -> None:
         self.on_progress = on_progress
-        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed by __exit__)
+        self.log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (closed by __exit__)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "sweeps.worker"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True,
@@ -71,7 +78,7 @@ class Worker:
             if message is None:
                 raise self._death()
             if isinstance(message, Fault):
-                raise UserError(message.message) if message.user else WorkerDied(message.message)
+                raise UserError(message.message) if message.user else _bug(message.message)
             if not isinstance(message, Progress):
                 return message
             self.on_progress(message)
@@ -79,6 +86,12 @@ class Worker:
     def _death(self) -> WorkerDied:
         code = self.process.wait()
         how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
+        # MLX on a CPU that has no more memory ends with SIGSEGV; the system's own way is SIGKILL.
+        hint = " (often: out of memory)" if -code in (signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT) else ""
         self.log.seek(0)
-        tail = "".join(self.log.readlines()[-15:])
-        return WorkerDied(f"The training process ended with {how}.\n{tail}".rstrip())
+        return WorkerDied(f"The training process ended with {how}{hint}.", "".join(self.log.readlines()[-LOG_LINES:]))
+
+
+def _bug(text: str) -> WorkerDied:
+    """`text` is a traceback; its last line says what happened."""
+    return WorkerDied(f"The training process met a bug of ours: {text.strip().splitlines()[-1][:200]}", text)

@@ -2,18 +2,22 @@
 
 import math
 import time
-from typing import Any, Self
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Self
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from lora_core.records import TrialRecord
+from lora_core.trial import TrialSpec
 from sweeps import protocol
+from sweeps.run_values import run_name
 
 
 class Display:
-    """Use as a context manager while trials run; `say` works at any time."""
+    """Use as a context manager while trials run; `say`, `fail` and `doing` work at any other time too."""
 
     def __init__(self, n_trials: int) -> None:
         # Lines are not wrapped: a path or a command must stay whole for copying.
@@ -22,18 +26,15 @@ class Display:
         self.done = 0
         self.best = math.inf
         self.speed = 0.0
-        self.began: float | None = None
-        self.done_at_start = 0
-        self.steps: dict[str, int] = {}  # of running trials
-        self.planned = 0
+        self.work = Work(n_trials)
         self.bar = Progress(
-            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[state]}"),
-            console=self.console, transient=True,
+            SpinnerColumn(), BarColumn(16), TextColumn("{task.description}"),
+            console=self.console, transient=True, disable=not self.console.is_terminal,
         )  # fmt: skip
-        self.task = self.bar.add_task("trials", total=n_trials, state="")
+        self.task = self.bar.add_task("", total=n_trials)
 
     def __enter__(self) -> Self:
-        self.began, self.done_at_start = time.monotonic(), self.done
+        self.work.begin(self.n_trials - self.done)
         self.bar.start()
         return self
 
@@ -43,10 +44,26 @@ class Display:
     def say(self, text: str) -> None:
         self.console.print(text, markup=False)
 
+    def fail(self, text: str) -> None:
+        """Why there is nothing more to come."""
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"lora-sweep: {text}", markup=False)
+
+    @contextmanager
+    def doing(self, text: str) -> Iterator[None]:
+        """Shows that something takes its time."""
+        if not self.console.is_terminal:
+            self.say(f"{text} …")
+            yield
+            return
+        with self.console.status(f"{text} …"):
+            yield
+
     def start(self, ready: protocol.Ready, axes: list[str], notes: list[str]) -> None:
         """What is about to run, and on what."""
         model, rows = ready.model, ready.data.rows
-        self.say(f"Model {model.folder} ({model.parameters / 1e6:.0f}M parameters, {model.depth} blocks)")
+        self.work.batches = ready.data.batches
+        size = f"{model.parameters / 1e6:.3g}M"
+        self.say(f"Model {model.folder} ({size} parameters, {model.depth} blocks)")
         counts = ", ".join(f"{count} {split}" for split, count in rows.items() if count)
         self.say(f"Data {ready.data.path} ({counts} rows)   Device {ready.environment['device']}")
         for note in notes:
@@ -54,54 +71,115 @@ class Display:
         for axis in axes:
             self.say(f"Axis {axis}")
 
-    def started(self, name: str, planned: int) -> None:
-        self.steps[name] = 0
-        self.planned = max(self.planned, planned)
+    def known(self, records: list[TrialRecord]) -> None:
+        """Trials that ended in an earlier run."""
+        for record in records:
+            self._count(record)
+        if records:
+            self.say(f"{self.done} of {self.n_trials} trials have ended already; best so far {_loss(self.best)}")
+        self.work.left = max(0, self.n_trials - self.done)
+
+    def started(self, spec: TrialSpec) -> None:
+        self.work.started(spec)
         self._refresh()
 
     def progress(self, message: protocol.Progress) -> None:
         if message.steps and message.seconds > 0:
             now = message.tokens / message.seconds
             self.speed = now if self.speed == 0 else 0.7 * self.speed + 0.3 * now
+            self.work.took(message.steps)
         self._refresh()
 
     def evaluated(self, name: str, row: dict[str, float]) -> None:
-        self.steps[name] = int(row["step"])
+        self.work.reached(name, int(row["step"]))
         self._refresh()
 
     def ended(self, record: TrialRecord) -> None:
         """One line for the trial, and the bar moves on."""
-        self.steps.pop(record.name, None)
-        if record.role == "trial":
-            self.done += 1
-            if record.state == "complete" and record.value is not None:
-                self.best = min(self.best, record.value)
-        if self.began is not None:
-            self.console.print(_line(record, self.best))
+        self._count(record)
+        self.work.ended(record)
+        line = _line(record, self.best)
+        if self.console.is_terminal:
+            self.console.print(line, soft_wrap=False, no_wrap=True, overflow="ellipsis", crop=True)
+        else:
+            self.console.print(line)
         self._refresh()
 
-    def _refresh(self) -> None:
-        best = "–" if math.isinf(self.best) else f"{self.best:.4f}"
-        state = f"{self.done}/{self.n_trials}  best {best}  {self.speed:.0f} tok/s  {self._left()}"
-        self.bar.update(self.task, completed=self.done, state=state)
+    def _count(self, record: TrialRecord) -> None:
+        if record.role == "trial":
+            self.done += 1
+        if record.role in ("trial", "train") and record.state == "complete" and record.value is not None:
+            self.best = min(self.best, record.value)
 
-    def _left(self) -> str:
-        """Time left, from what trials took so far."""
-        ended = self.done - self.done_at_start
-        running = sum(self.steps.values()) / max(1, self.planned)
-        if self.began is None or ended + running <= 0:
-            return "time left unknown"
-        left = (time.monotonic() - self.began) * max(0.0, self.n_trials - self.done - running) / (ended + running)
-        return f"{int(left // 60)}:{int(left % 60):02d} left"
+    def _refresh(self) -> None:
+        done = min(self.done, self.n_trials)
+        parts = [
+            f"{done}/{self.n_trials} trials", f"best {_loss(self.best)}", f"{self.speed:,.0f} tok/s", self.work.text(),
+        ]  # fmt: skip
+        self.bar.update(self.task, completed=done + self.work.running(), description="  ".join(parts))
+
+
+class Work:
+    """How much there is to do, in trials, and how long it will take at the pace so far."""
+
+    def __init__(self, trials: int) -> None:
+        self.left = trials  # searched trials that have not ended
+        self.batches = 0  # of one epoch
+        self.began: float | None = None
+        self.finished = 0.0  # trials' worth of steps of those that ended since then
+        self.planned: dict[str, int] = {}  # steps of running trials
+        self.at: dict[str, float] = {}  # the step each has reached
+
+    def begin(self, trials: int) -> None:
+        self.began, self.left = time.monotonic(), max(0, trials)
+
+    def started(self, spec: TrialSpec) -> None:
+        trainer = spec.config["trainer"]
+        steps = trainer["iters"] or max(1, round(trainer["epochs"] * self.batches))
+        if spec.role != "base":
+            self.planned[spec.name], self.at[spec.name] = steps, 0
+
+    def took(self, steps: int) -> None:
+        """Steps since the last call, of all running trials alike; `reached` puts that right."""
+        for name in self.at:
+            self.at[name] = min(self.planned[name], self.at[name] + steps / len(self.at))
+
+    def reached(self, name: str, step: int) -> None:
+        if name in self.at:
+            self.at[name] = step
+
+    def ended(self, record: TrialRecord) -> None:
+        if record.name in self.planned:
+            # A trial that was stopped early counts whole: the pace then includes that some are.
+            del self.planned[record.name], self.at[record.name]
+            self.finished += 1
+        if record.role == "trial":
+            self.left = max(0, self.left - 1)
+
+    def running(self) -> float:
+        """The done part of the trials under way."""
+        return sum(self.at[name] / self.planned[name] for name in self.planned)
+
+    def text(self) -> str:
+        done = self.finished + self.running()
+        if self.began is None or done <= 0:
+            return "time left ?"
+        # The default configuration is trained too, beside the trials.
+        extra = 1 if "default" in self.planned else 0
+        seconds = (time.monotonic() - self.began) / done * max(0.0, self.left + extra - self.running())
+        hours, minutes = divmod(int(seconds) // 60, 60)
+        clock = f"{hours}:{minutes:02d}:{int(seconds) % 60:02d}" if hours else f"{minutes}:{int(seconds) % 60:02d}"
+        return f"{clock} left"
+
+
+def _loss(value: float) -> str:
+    return "–" if math.isinf(value) else f"{value:.4f}"
 
 
 def _line(record: TrialRecord, best: float) -> str:
     value = "" if record.value is None else f"{record.value:.4f}"
     mark = " ★" if record.role == "trial" and record.value == best else ""
-    how = record.state if record.reason is None else f"{record.state}: {record.reason}"
-    settings = "  ".join(f"{key.split('.')[-1]}={_short(found)}" for key, found in record.params.items())
-    return f"[bold]{record.name:<11}[/] {value:>8}{mark:<2} {escape(how)}  [dim]{escape(settings)}[/]"
-
-
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    how = {"pruned": f"pruned at step {record.step}", "failed": f"failed: {record.reason}"}.get(record.state)
+    settings = run_name(record).removeprefix(record.name).strip()
+    what = "  ".join(part for part in (settings, escape(how or "")) if part)
+    return f"[bold]{record.name:<11}[/] {value:>8}{mark:<2} {what}"

@@ -21,10 +21,12 @@ from lora_core.trial import Ended, Evaluated, TrialSpec
 
 @dataclass
 class Setup:
-    """`config`: TrainConfig.to_dict() of the default trial; `slots`: the most that may run at once."""
+    """`config`: TrainConfig.to_dict() of the default trial; `slots`: the most that may run at once; `variants`:
+    other configurations to come, by what an error in them is told with. All are checked before Ready."""
 
     config: dict[str, Any]
     slots: int
+    variants: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass

@@ -105,4 +105,9 @@ def _values(distribution: BaseDistribution) -> Sequence[Any]:
 
 
 def _point(params: dict[str, Any]) -> tuple[tuple[str, str], ...]:
-    return tuple(sorted((name, repr(value)) for name, value in params.items()))
+    return tuple(sorted((name, _text(value)) for name, value in params.items()))
+
+
+def _text(value: Any) -> str:
+    """Points of a grid of floats may differ in their last bits: 0.1 + 2 * 0.1 is not 0.3."""
+    return f"{value:.12g}" if isinstance(value, float) else repr(value)

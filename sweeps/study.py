@@ -10,67 +10,77 @@ from lora_core.errors import UserError
 from lora_core.records import TrialRecord
 from sweeps.axes import Axis
 from sweeps.config import SweepConfig
+from sweeps.connect import first_line, public
 from sweeps.fingerprint import differences, fingerprint, identity
 from sweeps.samplers import DistinctSampler, exhausted, make_pruner
 
 SQLITE_TIMEOUT = 60  # seconds to wait for a locked database
+STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 
 
 @dataclass
 class Proposal:
-    """A trial to run: its Optuna number and the values of its axes."""
+    """A trial to run: its Optuna number and the values of its axes. `crashes`: how often the training process
+    died on it."""
 
     number: int
     values: dict[str, Any]
+    crashes: int = 0
 
 
 class Study:
     """A study in `config.storage`. Raises UserError where the storage cannot be used, or where a study of this
-    name was made with settings that give other results."""
+    name was made with settings that give other results. `contents`: what the model and the data hold, as short
+    hashes by name; they are part of what must be the same."""
 
-    def __init__(self, name: str, config: SweepConfig, axes: list[Axis]) -> None:
+    def __init__(self, name: str, config: SweepConfig, axes: list[Axis], contents: dict[str, str]) -> None:
         self.axes = {axis.key: axis for axis in axes}
         self.n_trials = config.n_trials
+        self.distributions = {key: axis.distribution() for key, axis in self.axes.items()}
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        storage = open_storage(config.storage)
+        self.is_new = name not in optuna.get_all_study_names(storage)
         self.optuna = optuna.create_study(
-            study_name=name, storage=open_storage(config.storage), load_if_exists=True, direction="minimize",
-            sampler=DistinctSampler(config.search.sampler, config.seed, self._distributions()),
+            study_name=name, storage=storage, load_if_exists=True, direction="minimize",
+            sampler=DistinctSampler(config.search.sampler, config.seed, self.distributions),
             pruner=make_pruner(config.search.pruner),
         )  # fmt: skip
-        self._check_same(name, config, axes)
+        self._check_same(name, config, axes, contents)
         self._live: dict[int, optuna.Trial] = {}
 
     @property
     def ended(self) -> list[FrozenTrial]:
-        return [trial for trial in self.optuna.get_trials(deepcopy=False) if trial.state.is_finished()]
+        return [trial for trial in self._trials() if trial.state.is_finished()]
 
     def interrupted(self) -> list[Proposal]:
         """Trials that an earlier run of this study left unfinished, to be run again under their numbers."""
-        found = []
-        for trial in self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            self._live[trial.number] = optuna.Trial(self.optuna, trial._trial_id)
-            found.append(Proposal(trial.number, self._decoded(trial.params)))
-        return found
+        unfinished = [trial for trial in self._trials() if trial.state == TrialState.RUNNING]
+        return [self._proposal(optuna.Trial(self.optuna, trial._trial_id)) for trial in unfinished]
 
     def ask(self) -> Proposal | None:
         """The next trial; None once there are `n_trials`, or nothing new is left in the space."""
-        trials = self.optuna.get_trials(deepcopy=False)
-        if len(trials) >= self.n_trials or exhausted(self._distributions(), trials):
+        trials = self._trials()
+        if len(trials) >= self.n_trials or exhausted(self.distributions, trials):
             return None
-        trial = self.optuna.ask(self._distributions())
-        self._live[trial.number] = trial
-        return Proposal(trial.number, self._decoded(trial.params))
+        return self._proposal(self.optuna.ask(self.distributions))
 
     @property
     def is_exhausted(self) -> bool:
-        trials = self.optuna.get_trials(deepcopy=False)
-        return len(trials) < self.n_trials and exhausted(self._distributions(), trials)
+        trials = self._trials()
+        return len(trials) < self.n_trials and exhausted(self.distributions, trials)
 
     def beaten(self, number: int, step: int, loss: float) -> bool:
         """Reports an evaluation; true if the pruner would rather stop the trial."""
         trial = self._live[number]
-        trial.report(loss, step)
+        # A trial that is run again reports the same once more.
+        if step not in self.optuna._storage.get_trial(trial._trial_id).intermediate_values:
+            trial.report(loss, step)
         return trial.should_prune()
+
+    def crashed(self, number: int) -> None:
+        """Notes that the training process died while it ran this trial."""
+        trial = self._live[number]
+        trial.set_user_attr("crashes", trial.user_attrs.get("crashes", 0) + 1)
 
     def tell(self, record: TrialRecord) -> None:
         """Ends the trial in Optuna as its record on disk says it ended."""
@@ -79,27 +89,43 @@ class Study:
         trial.set_user_attr("metrics", record.metrics)
         if record.reason:
             trial.set_user_attr("reason", record.reason)
-        state = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}[record.state]
+        state = STATES[record.state]
         self.optuna.tell(trial, record.value if state == TrialState.COMPLETE else None, state=state)
 
-    def _distributions(self) -> dict[str, Any]:
-        return {key: axis.distribution() for key, axis in self.axes.items()}
+    def forget(self) -> None:
+        """Takes the study out of its storage, if this object has put it there."""
+        if self.is_new:
+            optuna.delete_study(study_name=self.optuna.study_name, storage=self.optuna._storage)
 
-    def _decoded(self, params: dict[str, Any]) -> dict[str, Any]:
-        return {key: self.axes[key].decode(param) for key, param in params.items()}
+    def _trials(self) -> list[FrozenTrial]:
+        return self.optuna.get_trials(deepcopy=False)
 
-    def _check_same(self, name: str, config: SweepConfig, axes: list[Axis]) -> None:
-        ours = identity(config.to_dict(), [axis.to_dict() for axis in axes])
+    def _proposal(self, trial: optuna.Trial) -> Proposal:
+        # An interruption may have come before every axis was drawn; what is there stays as it is.
+        for key, distribution in self.distributions.items():
+            trial._suggest(key, distribution)
+        self._live[trial.number] = trial
+        values = {key: self.axes[key].decode(param) for key, param in trial.params.items()}
+        return Proposal(trial.number, values, trial.user_attrs.get("crashes", 0))
+
+    def _check_same(self, name: str, config: SweepConfig, axes: list[Axis], contents: dict[str, str]) -> None:
+        ours = identity(config.to_dict(), [axis.to_dict() for axis in axes]) | contents
         known = self.optuna.user_attrs.get("identity")
         if known is None:
             self.optuna.set_user_attr("identity", ours)
             self.optuna.set_user_attr("fingerprint", fingerprint(config, axes))
-        elif changed := differences(known, ours):
-            more = f" (and {len(changed) - 3} more)" if len(changed) > 3 else ""
-            raise UserError(
-                f"study={name} exists with other settings: {'; '.join(changed[:3])}{more}.\n"
-                "Give the settings it was made with, or another study= name."
-            )
+        else:
+            check_same(name, known, ours)
+
+
+def check_same(name: str, known: dict[str, Any], ours: dict[str, Any]) -> None:
+    """Raises UserError with the differences if two identities of study `name` are not the same."""
+    if changed := differences(known, ours):
+        more = f" (and {len(changed) - 3} more)" if len(changed) > 3 else ""
+        raise UserError(
+            f"study={name} exists with other settings: {'; '.join(changed[:3])}{more}.\n"
+            "Give the settings it was made with, or another study= name."
+        )
 
 
 def open_storage(url: str) -> optuna.storages.RDBStorage:
@@ -108,7 +134,8 @@ def open_storage(url: str) -> optuna.storages.RDBStorage:
     try:
         return optuna.storages.RDBStorage(url, engine_kwargs=arguments)
     except ImportError as error:
-        raise UserError(f"storage={url} needs a package: {error}. Try: uv sync --extra postgres") from None
+        raise UserError(
+            f"storage={public(url)} needs a package: {first_line(error)}. Try: uv sync --extra postgres"
+        ) from None
     except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"storage={url} cannot be opened: {reason}") from None
+        raise UserError(f"storage={public(url)} cannot be opened: {first_line(error)}") from None

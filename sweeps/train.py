@@ -1,89 +1,150 @@
 """One fine-tune: the same worker and the same engine as a search, with one trial in one slot."""
 
+import math
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 
 from lora_core.config import TrainConfig
 from lora_core.errors import UserError
-from lora_core.records import StudyRecord, TrialRecord, from_dict, save_study
+from lora_core.records import StudyRecord, TrialRecord, from_dict, load_trial, save_study
 from lora_core.slot import now
 from lora_core.trial import TrialSpec
 from sweeps.client import Worker, WorkerDied
 from sweeps.config import SweepConfig
 from sweeps.display import Display
 from sweeps.environment import environment
+from sweeps.preflight import check_places, remove_if_new, undone_on_error
 from sweeps.protocol import Go, Ready, Report, Setup
-from sweeps.search import check_writable
 from sweeps.space import cap_config
+from sweeps.study_folder import locked, write_log
 from sweeps.summary import train_summary
 from sweeps.tracking import Tracker
 
 
 def run(config: SweepConfig, written: set[str], argv: list[str], folder: Path | None = None) -> int:
-    """Trains once, into `folder` (default: <output_dir>/train/<name>); returns the exit code."""
+    """Trains once, into `folder` (default: <output_dir>/train/<name>).
+
+    Returns the exit code: 1 if the run diverged, or if the training process died. Raises UserError for bad
+    input, before anything is written.
+    """
     name = config.study or f"train-{datetime.now():%Y%m%d-%H%M%S}"
     folder = (folder or Path(config.output_dir) / "train" / name).absolute()
-    check_writable(folder.parent)
-    if (folder / "trial.json").exists():
-        raise UserError(f"{folder} holds a run already. Give another study= name.")
+    check_places(config, folder)
+    _check_new(folder)
     display = Display(1)
-    with Worker(Setup(config.to_dict(), 1), display.progress) as worker:
-        ready = worker.ready()
-        config, notes = cap_config(config, written, ready.model.depth)
-        tracker = Tracker(config.tracking.uri, str(config.tracking.experiment))
-        record = _record(name, config, ready, notes, argv)
-        display.start(ready, [], record.notes)
-        spec = TrialSpec(name, "train", TrainConfig.from_dict(config.to_dict()).to_dict(), str(folder))
-        trial, base = _train(worker, tracker, record, spec, display)
-        fused = _fuse(worker, config, trial) if config.fuse and trial.adapter else None
-    display.say(train_summary(record, trial, base, fused))
-    return 0 if trial.state == "complete" else 1
-
-
-def _train(
-    worker: Worker, tracker: Tracker, record: StudyRecord, spec: TrialSpec, display: Display
-) -> tuple[TrialRecord, float]:
-    """Trains the one trial; returns its record, and the loss before the first step."""
-    folder = Path(spec.folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    tracker.open_study(record, folder)
-    tracker.start_trial(record, spec)
-    save_study(folder, record)
-    state, base = "interrupted", float("nan")
     try:
-        with display:
-            display.started(spec.name, spec.config["trainer"]["iters"] or 0)
-            report = _go(worker, Go(start=[spec]))
-            base = report.evaluated[0].row["val_loss"]
-            while True:
-                for event in report.evaluated:
-                    tracker.log_evaluation(event.name, event.row)
-                    display.evaluated(event.name, event.row)
-                if report.ended:
-                    break
-                report = _go(worker, Go())
-        trial = from_dict(TrialRecord, report.ended[0].record)
-        tracker.end_trial(trial)
-        state = "complete"
-        return trial, base
-    except WorkerDied as error:
-        raise UserError(str(error)) from None
-    finally:
-        record.state, record.ended = state, now()
-        tracker.close_study(record, state, None)
-        save_study(folder, record)
+        with Worker(Setup(config.to_dict(), 1), display.progress) as worker:
+            with display.doing("Loading the model and the data"):
+                ready = worker.ready()
+            return _opened(name, config, written, argv, folder, ready, display).train(worker)
+    except WorkerDied as death:
+        display.fail(str(death))
+        return 1
 
 
-def _go(worker: Worker, go: Go) -> Report:
-    worker.send(go)
-    return worker.report()
+def _check_new(folder: Path) -> None:
+    """A run that was interrupted may be run again; one that ended is not written over."""
+    if (folder / "trial.json").exists() and load_trial(folder).state != "running":
+        raise UserError(f"{folder} holds a run already. Give another study= name.")
 
 
-def _fuse(worker: Worker, config: SweepConfig, trial: TrialRecord) -> str | None:
-    adapter = Path(str(trial.adapter))
-    return worker.fuse(adapter, trial.config, adapter / "fused").folder
+def _opened(
+    name: str, config: SweepConfig, written: set[str], argv: list[str], folder: Path, ready: Ready, display: Display
+) -> "Run":
+    """Opens the tracker, if nothing speaks against it, and says what is about to run."""
+    config, notes = cap_config(config, written, ready.model.depth)
+    with undone_on_error() as undo:
+        remove_if_new(undo, config.tracking.uri)
+        tracker = Tracker(config.tracking.uri, str(config.tracking.experiment))
+    record = _record(name, config, ready, notes, argv)
+    display.start(ready, [], record.notes)
+    spec = TrialSpec(name, "train", TrainConfig.from_dict(config.to_dict()).to_dict(), str(folder))
+    return Run(config, spec, record, folder, tracker, display)
+
+
+class Run:
+    """A single run that is ready to train."""
+
+    def __init__(
+        self, config: SweepConfig, spec: TrialSpec, record: StudyRecord, folder: Path, tracker: Tracker,
+        display: Display,
+    ) -> None:  # fmt: skip
+        self.config = config
+        self.spec = spec
+        self.record = record
+        self.folder = folder
+        self.tracker = tracker
+        self.display = display
+        self.base = math.nan  # the loss before the first step
+
+    def train(self, worker: Worker) -> int:
+        """Trains, merges and says what came out; returns the exit code."""
+        with locked(self.folder), self._recorded():
+            with self.display:
+                trial = self._trained(worker)
+            self.tracker.end_trial(trial)
+            fused = self._fused(worker, trial)
+        if self.tracker.problem:
+            self.display.say(self.tracker.problem)
+        self.display.say(train_summary(self.folder, self.record, trial, self.base, fused))
+        return 0 if trial.state == "complete" else 1
+
+    @contextmanager
+    def _recorded(self) -> Iterator[None]:
+        """Whatever ends the run, its records say so."""
+        self.tracker.open_study(self.record, self.folder)
+        self.tracker.start_trial(self.record, self.spec)
+        save_study(self.folder, self.record)
+        state = "interrupted"
+        try:
+            yield
+            state = "complete"
+        except WorkerDied as death:
+            raise WorkerDied(write_log(self.folder, death)) from None
+        finally:
+            self.record.state, self.record.ended = state, now()
+            self.tracker.close_study(self.record, state, None)
+            save_study(self.folder, self.record)
+
+    def _trained(self, worker: Worker) -> TrialRecord:
+        self.display.started(self.spec)
+        go = Go(start=[self.spec])
+        while True:
+            worker.send(go)
+            report = worker.report()
+            self._note(report)
+            if report.ended:
+                trial = from_dict(TrialRecord, report.ended[0].record)
+                self.display.ended(trial)
+                return trial
+            go = Go()
+
+    def _note(self, report: Report) -> None:
+        for event in report.evaluated:
+            if event.row["step"] == 0:
+                self.base = event.row["val_loss"]
+            self.tracker.log_evaluation(event.name, event.row)
+            self.display.evaluated(event.name, event.row)
+
+    def _fused(self, worker: Worker, trial: TrialRecord) -> str | None:
+        """The folder of the merged model. The run is complete also where merging fails."""
+        if not self.config.fuse or trial.adapter is None:
+            return None
+        adapter = Path(trial.adapter)
+        with self.display.doing("Merging the adapter into the base model"):
+            try:
+                fused = worker.fuse(adapter, trial.config, adapter / "fused")
+                folder, problem = fused.folder, fused.reason
+            except WorkerDied as death:
+                folder, problem = None, write_log(self.folder, death)
+        if problem:
+            self.record.notes.append(f"The adapter was not merged into the base model: {problem}")
+            self.display.say(self.record.notes[-1])
+        return folder
 
 
 def _record(name: str, config: SweepConfig, ready: Ready, notes: list[str], argv: list[str]) -> StudyRecord:

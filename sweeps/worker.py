@@ -1,5 +1,6 @@
 """The process that holds the base model and trains: `python -m sweeps.worker`, spoken to over stdin and stdout."""
 
+import faulthandler
 import os
 import signal
 import sys
@@ -23,6 +24,7 @@ PROGRESS_SECONDS = 0.5
 def main() -> None:
     """Serves one parent until it closes the pipe. Ctrl-C is the parent's to handle."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    faulthandler.enable()  # a native crash leaves in the log where it was
     channel = _channel()
     try:
         _serve(channel)
@@ -67,9 +69,20 @@ def _set_up(setup: Setup) -> tuple[Any, Ready]:
     base = load(config.model.path)
     data = load_data(config.data, base.tokenizer, config.trainer.max_seq_length, config.seed)
     engine = Engine(base, data, _slots(config, setup.slots))
+    _check(engine, config, setup.variants)
     notes += [*base.notes, *data.notes, *engine.notes]
     info = _data_info(engine, config)
     return engine, Ready(base.info, info, engine.slots, _environment(), notes)
+
+
+def _check(engine: Any, config: TrainConfig, variants: dict[str, dict[str, Any]]) -> None:
+    """Whatever the model or the data would refuse later on is said now, before anything is written."""
+    engine.check(config)
+    for where, values in variants.items():
+        try:
+            engine.check(TrainConfig.from_dict(values))
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
 
 
 def _slots(config: TrainConfig, most: int) -> int:

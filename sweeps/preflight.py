@@ -1,0 +1,70 @@
+"""What can be wrong with a run is found before it leaves anything behind."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from lora_core.config import TrainConfig
+from lora_core.records import StudyRecord
+from sweeps.axes import hydra_text
+from sweeps.config import SweepConfig
+from sweeps.connect import open_client, sqlite_file
+from sweeps.space import Job
+from sweeps.study_folder import check_writable
+
+
+def check_places(config: SweepConfig, folder: Path) -> None:
+    """Raises UserError where files or MLflow runs could not be written. Takes seconds, creates nothing."""
+    check_writable("output_dir", folder.parent)
+    if config.adapter_path is not None:
+        check_writable("adapter_path", Path(config.adapter_path).absolute())
+    if config.tracking.uri.startswith(("http://", "https://")):
+        open_client(config.tracking.uri)
+
+
+@contextmanager
+def undone_on_error() -> Iterator[ExitStack]:
+    """Runs what was put on the stack only if the block fails."""
+    with ExitStack() as undo:
+        yield undo
+        undo.pop_all()
+
+
+def remove_if_new(undo: ExitStack, *urls: str) -> None:
+    """Has the databases at `urls` removed again if they are not there yet."""
+    for url in urls:
+        file = sqlite_file(url)
+        if file is not None and not file.exists():
+            undo.callback(file.unlink, missing_ok=True)
+
+
+def trial_config(config: SweepConfig) -> dict:
+    """A trial's own configuration: in a search each trial has its own adapter folder, and only the winner is
+    merged."""
+    values = {**config.to_dict(), "adapter_path": None, "fuse": False}
+    return TrainConfig.from_dict(values).to_dict()
+
+
+def variants(job: Job) -> dict[str, dict]:
+    """The configurations at the choices and ends of every axis, for the worker to check against the model."""
+    return {
+        f"Axis {axis.key}={hydra_text(value)}": trial_config(job.config_for({axis.key: value}))
+        for axis in job.axes
+        for value in axis.corners()
+    }
+
+
+def most_slots(config: SweepConfig, earlier: StudyRecord | None) -> int:
+    """A search that learns from ended trials must not start most of them blindly. A study goes on as it began."""
+    if earlier is not None and config.trainer.slots == "auto" and "slots" in earlier.environment:
+        return int(earlier.environment["slots"])
+    adaptive = config.search.sampler["name"] != "random" or config.search.pruner["name"] != "none"
+    return max(1, config.n_trials // 4) if adaptive else config.n_trials
+
+
+def slot_notes(config: SweepConfig) -> list[str]:
+    """Says so where more slots were asked for than the search may have."""
+    wished, most = config.trainer.slots, most_slots(config, None)
+    if wished == "auto" or int(wished) <= most:
+        return []
+    return [f"trainer.slots {wished} → {most}: with more, most trials would start before the search has learnt."]

@@ -1,0 +1,133 @@
+"""The folder of a study or of a single run: who may write to it, and what lies in it already."""
+
+import fcntl
+import os
+import shlex
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from lora_core.errors import UserError
+from lora_core.records import StudyRecord, TrialRecord, load_study, load_trial
+from lora_core.slot import now
+from lora_core.trial import TrialSpec
+from sweeps.client import WorkerDied
+from sweeps.connect import public
+from sweeps.environment import environment
+from sweeps.fingerprint import fingerprint, identity
+from sweeps.protocol import Ready
+from sweeps.space import Job
+from sweeps.study import Study, check_same
+
+LOG = "worker.log"
+
+
+def trial_name(number: int) -> str:
+    return f"trial-{number:04d}"
+
+
+def resume_command(argv: list[str], name: str) -> str:
+    """What to type to go on with the study: the same overrides and its name."""
+    overrides = [text for text in argv if not text.startswith("study=")]
+    return shlex.join(["lora-sweep", "search", *overrides, f"study={name}"])
+
+
+def check_writable(key: str, folder: Path) -> None:
+    """Raises UserError if nothing can be written to `folder`, which `key` set; leaves nothing there."""
+    nearest = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    try:
+        # Permissions do not tell all: a disk may be mounted read-only, or root be refused over a network.
+        os.rmdir(tempfile.mkdtemp(prefix=".lora-sweep-", dir=nearest))
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"{key}: {nearest} cannot be written to ({reason}). Expected a folder that can.") from None
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Makes `folder` and holds it: two processes in one study would take each other's trials for lost ones."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        _hold(handle, folder)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _hold(handle: int, folder: Path) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"Another lora-sweep writes to {folder}. Wait for it, or give another study= name.") from None
+
+
+def earlier_record(folder: Path) -> StudyRecord | None:
+    return load_study(folder) if (folder / "study.json").exists() else None
+
+
+def has_completed(folder: Path) -> bool:
+    """Whether a trial's folder holds a trial that ran to its end."""
+    return (folder / "trial.json").exists() and load_trial(folder).state == "complete"
+
+
+def ended_already(spec: TrialSpec) -> TrialRecord | None:
+    """The record of this very trial, if it ended in an earlier run."""
+    folder = Path(spec.folder)
+    if not (folder / "trial.json").exists():
+        return None
+    record = load_trial(folder)
+    return record if record.state != "running" and record.params == spec.params else None
+
+
+def write_log(folder: Path, death: WorkerDied) -> str:
+    """Keeps what the training process last wrote; returns one line that says how it ended and where that is."""
+    (folder / LOG).write_text(death.output)
+    return f"{death} Its last output: {folder / LOG}"
+
+
+def contents(model: dict[str, Any], data: dict[str, Any]) -> dict[str, str]:
+    """What must be the same for two runs to belong to one study, beside their configuration; from ModelInfo and
+    DataInfo."""
+    return {"contents of the model": model["fingerprint"], "contents of the data": data["fingerprint"]}
+
+
+def check_fits(study: Study, record: StudyRecord, folder: Path) -> None:
+    """Raises UserError if `folder` holds another study than the storage does."""
+    there = earlier_record(folder)
+    if study.is_new and there is not None:
+        known, ours = (identity(r.config, r.axes) | contents(r.model, r.data) for r in (there, record))
+        check_same(record.study, known, ours)
+    for trial in study.ended:
+        if not (folder / trial_name(trial.number) / "trial.json").exists():
+            raise UserError(
+                f"study={record.study} has trials in {public(record.storage)} that are not in {folder}.\n"
+                "Give the output_dir= or storage= it was made with, or another study= name."
+            )
+
+
+def study_record(name: str, folder: Path, job: Job, ready: Ready, notes: list[str], resume: str) -> StudyRecord:
+    """The study's record: the old one, if there is one, brought up to date."""
+    config = job.config
+    return replace(
+        earlier_record(folder) or StudyRecord(name, created=now()),
+        command=shlex.join(["lora-sweep", "search", *job.argv]),
+        resume_command=resume,
+        ended=None,
+        n_trials=config.n_trials,
+        seed=config.seed,
+        space=[str(axis) for axis in job.axes],
+        axes=[axis.to_dict() for axis in job.axes],
+        sampler=config.search.sampler["name"],
+        pruner=config.search.pruner["name"],
+        storage=config.storage,
+        fingerprint=fingerprint(config, job.axes),
+        config=config.to_dict(),
+        model=asdict(ready.model),
+        data=asdict(ready.data),
+        environment={**environment(), **ready.environment, "slots": ready.slots},
+        notes=[*ready.notes, *notes],
+    )
