@@ -136,6 +136,7 @@ def check(config: TrainConfig) -> None:
         config.num_layers == "all" or isinstance(config.num_layers, int),
         "num_layers", config.num_layers, "a number of blocks or all",
     )  # fmt: skip
+    _require(0 <= config.seed < 2**32, "seed", config.seed, "0 to 4294967295")
     _require(0 < config.data.valid_fraction < 1, "data.valid_fraction", config.data.valid_fraction, "0 to 1")
 
 
@@ -201,7 +202,10 @@ def _check_trainer(trainer: TrainerConfig) -> None:
         raise UserError(f"trainer.iters and trainer.epochs: found {found}, give one (the other null).")
     for name in ("iters", "epochs", "batch_size", "max_seq_length", "eval_every", "eval_rows", "patience"):
         value = getattr(trainer, name)
-        _require(value is None or value > 0, f"trainer.{name}", value, "more than 0")
+        _require(value is None or 0 < value < math.inf, f"trainer.{name}", value, "more than 0 and finite")
+    _require(
+        trainer.epochs is None or math.isfinite(trainer.epochs), "trainer.epochs", trainer.epochs, "a finite number"
+    )
     slots = trainer.slots
     _require(slots == "auto" or (isinstance(slots, int) and slots >= 1), "trainer.slots", slots, "auto, or 1 or more")
     _require(

@@ -1,6 +1,5 @@
 """The configuration of a whole study: that of a fine-tune, and what surrounds it."""
 
-import math
 import re
 from dataclasses import dataclass, field
 from pathlib import PurePath
@@ -126,9 +125,6 @@ def _check_not_yet(config: SweepConfig) -> None:
 
 def _check_study(config: SweepConfig) -> None:
     _require(config.n_trials >= 1, "n_trials", config.n_trials, "1 or more")
-    _require(0 <= config.seed < 2**32, "seed", config.seed, "0 to 4294967295")
-    epochs = config.trainer.epochs
-    _require(epochs is None or math.isfinite(epochs), "trainer.epochs", epochs, "a finite number")
     for key, path in (
         ("model.path", config.model.path), ("data.path", config.data.path), ("output_dir", config.output_dir)
     ):  # fmt: skip

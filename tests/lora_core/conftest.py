@@ -1,4 +1,4 @@
-"""Engines on the tiny model and a few rows of the demo data."""
+"""Engines on the tiny model and a few rows of the demo data; folders of data."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +12,7 @@ from lora_core.data import load_data
 from lora_core.engine import Engine
 from lora_core.models import load
 from lora_core.trial import TrialSpec
+from tests.lora_core.data_helpers import CHAT, PAIR, TEXT, make_tokenizer, write
 
 MakeEngine = Callable[..., Engine]
 MakeSpec = Callable[..., TrialSpec]
@@ -47,3 +48,15 @@ def make_spec(tmp_path: Path) -> MakeSpec:
 def _owner(config: TrainConfig, key: str) -> Any:
     parts = (config, config.lora_parameters, config.optimizer, config.trainer)
     return next(part for part in parts if hasattr(part, key))
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    return make_tokenizer()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write(tmp_path / "train.jsonl", TEXT, PAIR, CHAT)
+    write(tmp_path / "valid.jsonl", {"prompt": "add 2", "completion": "four"})
+    return tmp_path

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lora_core.config import DataConfig
-from lora_core.data import read_data
+from lora_core.data_sources import read_data
 from lora_core.demo_rows import DEVICES, FOLDER, demo_rows, write
 
 ROWS = demo_rows()

@@ -91,7 +91,6 @@ def test_the_environment_wins_over_the_default_store_only(monkeypatch: pytest.Mo
     "override, words",
     [
         ("n_trials=0", "n_trials is 0"),
-        ("seed=-1", "seed is -1"),
         ("study=../x", "study is '../x'"),
         ("study=.hidden", "study is"),
         ("study=a/b", "study is"),
@@ -99,7 +98,6 @@ def test_the_environment_wins_over_the_default_store_only(monkeypatch: pytest.Mo
         ("storage=optuna.db", "storage is 'optuna.db'"),
         ("tracking.uri=mlflow.db", "tracking.uri is"),
         ("output_dir=''", "output_dir is ''"),
-        ("trainer.epochs=inf trainer.iters=null", "trainer.epochs is inf"),
         ("search.confirm.k=3", "search.confirm is not there yet"),
         ("search.objectives=[val_loss]", "search.objectives is not there yet"),
         ("search.constraints=[a]", "search.constraints is not there yet"),
