@@ -169,24 +169,21 @@ def check_keys(keys: list[str] | None, known: Sequence[str]) -> None:
             )
 
 
-def initial(site: Site, lora: LoraParameters, seed: int, repeat: int) -> tuple[np.ndarray, np.ndarray]:
+def initial(site: Site, lora: LoraParameters, seed: int, repeat: int) -> tuple[mx.array, mx.array]:
     """A ~ N(0, σ²) and B = 0 of one layer, float32; σ² = 1/(3·in) unless `init_std` says otherwise.
 
-    Columns of A are drawn one after the other from a stream of (seed, repeat, layer), so column j does not
-    depend on the rank.
+    Column j of A is drawn from a key of (seed, repeat, layer, j), so it does not depend on the rank.
     """
     shape_a, shape_b = site.module.shapes()
-    inputs = shape_a[-2]
-    std = lora.init_std if lora.init_std is not None else (3 * inputs) ** -0.5
-    stream = np.random.default_rng(np.random.SeedSequence([seed, repeat, site.index]))
-    columns = stream.standard_normal((lora.rank, *shape_a[:-1]), dtype=np.float32)
-    a = np.moveaxis(columns, 0, -1) * np.float32(std)
-    return a, np.zeros((*shape_b[:-2], lora.rank, shape_b[-1]), dtype=np.float32)
+    std = lora.init_std if lora.init_std is not None else (3 * shape_a[-2]) ** -0.5
+    words = np.random.SeedSequence([seed, repeat, site.index]).generate_state(2 * lora.rank)
+    columns = mx.vmap(lambda key: mx.random.normal(shape_a[:-1], key=key))(mx.array(words.reshape(-1, 2)))
+    return mx.moveaxis(columns, 0, -1) * std, mx.zeros((*shape_b[:-2], lora.rank, shape_b[-1]))
 
 
-def padded(a: np.ndarray | mx.array, b: np.ndarray | mx.array, rank: int) -> tuple[mx.array, mx.array]:
-    """A and B with zero columns and rows added up to `rank`."""
-    a, b = mx.array(a), mx.array(b)
-    extra = rank - a.shape[-1]
+def at_rank(a: mx.array, b: mx.array, rank: int) -> tuple[mx.array, mx.array]:
+    """A and B cut to `rank` columns and rows, or filled up to it with zeros."""
+    extra = max(0, rank - a.shape[-1])
     none: list[Any] = [(0, 0)] * (a.ndim - 2)
-    return mx.pad(a, [*none, (0, 0), (0, extra)]), mx.pad(b, [*none, (0, extra), (0, 0)])
+    wide_a, wide_b = mx.pad(a, [*none, (0, 0), (0, extra)]), mx.pad(b, [*none, (0, extra), (0, 0)])
+    return wide_a[..., :rank], wide_b[..., :rank, :]

@@ -6,7 +6,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from lora_core.adapters import Site, initial, padded
+from lora_core.adapters import Site, at_rank, initial
 from lora_core.slot import Slot
 from lora_core.step import Computation, Pairs, Rows, Traits
 
@@ -32,28 +32,44 @@ class Pack:
         self._constants: dict[tuple[str, ...], dict[str, mx.array]] = {}
         self._compiled: dict[tuple[Traits, str], Callable[..., Any]] = {}
 
-    def add(self, slot: Slot, adapter: list[tuple[Any, Any]] | None = None) -> None:
+    def add(self, slot: Slot, adapter: Pairs | None = None) -> None:
         """Gives the slot its initial adapters, or those given by site, and zero moments."""
-        pairs = adapter or [self._initial(site, slot) for site in self.sites]
-        zeros = [(np.zeros_like(a), np.zeros_like(b)) for a, b in pairs]
-        old = [self._take(k) for k in range(len(self.slots))]
+        lora = slot.config.lora_parameters
+        pairs = adapter or [initial(site, lora, slot.config.seed, slot.spec.repeat) for site in self.sites]
+        zeros = [(mx.zeros_like(a), mx.zeros_like(b)) for a, b in pairs]
+        first = not self.slots
         self.slots.append(slot)
-        self.alive = mx.concatenate([self.alive, mx.array([True])])
-        self._stack([*old, (pairs, zeros, zeros)])
+        rank = self._rank()
+
+        def extended(stack: Pairs, new: Pairs) -> Pairs:
+            fresh = [at_rank(a[None], b[None], rank) for a, b in new]
+            return (
+                fresh if first else [_joined(at_rank(*old, rank), one) for old, one in zip(stack, fresh, strict=True)]
+            )
+
+        moments = (extended(self.moments[0], zeros), extended(self.moments[1], zeros))
+        self._replace(extended(self.adapters, pairs), moments, mx.concatenate([self.alive, mx.array([True])]))
 
     def remove(self, slot: Slot) -> None:
         """Takes the slot out."""
-        index = self.slots.index(slot)
-        others = [k for k in range(len(self.slots)) if k != index]
-        kept = [self._take(k) for k in others]
-        del self.slots[index]
-        self.alive = self.alive[mx.array(others, dtype=mx.int32)]
-        self._stack(kept)
+        others = [k for k in range(len(self.slots)) if self.slots[k] is not slot]
+        self.slots = [self.slots[k] for k in others]
+        index = mx.array(others, dtype=mx.int32)
+        rank = self._rank()
 
-    def adapter(self, slot: Slot) -> list[tuple[mx.array, mx.array]]:
+        def kept(stack: Pairs) -> Pairs:
+            return [at_rank(a[index], b[index], rank) for a, b in stack] if others else []
+
+        self._replace(kept(self.adapters), (kept(self.moments[0]), kept(self.moments[1])), self.alive[index])
+
+    def _replace(self, adapters: Pairs, moments: tuple[Pairs, Pairs], alive: mx.array) -> None:
+        self.adapters, self.moments, self.alive = adapters, moments, alive
+        self._constants.clear()
+
+    def adapter(self, slot: Slot) -> Pairs:
         """The slot's A and B by site, at its own rank."""
         rank, k = slot.config.lora_parameters.rank, self.slots.index(slot)
-        return [(a[k][..., :rank], b[k][..., :rank, :]) for a, b in self.adapters]
+        return [at_rank(a[k], b[k], rank) for a, b in self.adapters]
 
     def step(self, due: Sequence[Slot], rows: Rows) -> mx.array:
         """Starts one optimizer step of the slots in `due`, which are in the pack's order; returns their losses
@@ -74,9 +90,6 @@ class Pack:
         """Sum of the losses of each due slot's batch, [len(due)]."""
         adapters, _ = self._subset(due)
         return self._function(self._traits([]), "evaluate")(adapters, self._multiplier(due), *_arrays(rows))
-
-    def _initial(self, site: Site, slot: Slot) -> tuple[np.ndarray, np.ndarray]:
-        return initial(site, slot.config.lora_parameters, slot.config.seed, slot.spec.repeat)
 
     def _traits(self, due: Sequence[Slot]) -> Traits:
         dropping = any(slot.config.lora_parameters.dropout > 0 for slot in due)
@@ -134,30 +147,8 @@ class Pack:
         return mx.array(rows, dtype=mx.float32)
 
     def _rank(self) -> int:
-        largest = max(slot.config.lora_parameters.rank for slot in self.slots)
+        largest = max((slot.config.lora_parameters.rank for slot in self.slots), default=1)
         return max(LEAST_RANK, 1 << (largest - 1).bit_length())
-
-    def _take(self, k: int) -> tuple[Any, Any, Any]:
-        stacks = (self.adapters, *self.moments)
-        rank = self.slots[k].config.lora_parameters.rank
-        parts = [[(a[k][..., :rank], b[k][..., :rank, :]) for a, b in pairs] for pairs in stacks]
-        return parts[0], parts[1], parts[2]
-
-    def _stack(self, members: list[tuple[Any, Any, Any]]) -> None:
-        self._constants.clear()
-        if not members:
-            self.adapters, self.moments = [], ([], [])
-            return
-        rank = self._rank()
-
-        def stacked(which: int) -> Pairs:
-            columns = [[padded(a, b, rank) for a, b in member[which]] for member in members]
-            return [
-                (mx.stack([a for a, _ in site]), mx.stack([b for _, b in site])) for site in zip(*columns, strict=True)
-            ]
-
-        self.adapters, self.moments = stacked(0), (stacked(1), stacked(2))
-        mx.eval(self.adapters, self.moments)
 
     def _index(self, due: Sequence[Slot]) -> mx.array:
         return mx.array([self.slots.index(slot) for slot in due])
@@ -178,6 +169,10 @@ class Pack:
         for old, new in zip((self.adapters, *self.moments), (adapters, *moments), strict=True):
             for (old_a, old_b), (new_a, new_b) in zip(old, new, strict=True):
                 old_a[index], old_b[index] = new_a, new_b
+
+
+def _joined(first: tuple[mx.array, mx.array], second: tuple[mx.array, mx.array]) -> tuple[mx.array, mx.array]:
+    return mx.concatenate([first[0], second[0]]), mx.concatenate([first[1], second[1]])
 
 
 def wanted(config: Any, site: Site) -> bool:
