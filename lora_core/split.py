@@ -53,13 +53,13 @@ class _Capture(_StandIn):
 class Split:
     """A model that can be run in parts. Tokens are int [n, T], hidden states [n, T, D].
 
-    Raises ValueError if the list of blocks cannot be found.
+    Raises ValueError if no module of the model holds all blocks, and them alone, in one list.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.path = _path_to_blocks(model)
-        self.blocks: Sequence[nn.Module] = model.layers
+        self.blocks: Sequence[nn.Module] = list(model.layers)
+        self.path, self.attribute = _place_of(self.blocks, model)
 
     def prefix(self, tokens: mx.array, boundary: int) -> mx.array:
         """Hidden states after blocks 0 … boundary-1; `boundary` is at least 1."""
@@ -83,19 +83,24 @@ class Split:
 
     def block_name(self, index: int) -> str:
         """The full name of a block, as in the weight files: `model.layers.3`."""
-        return ".".join([*self.path, "layers", str(index)])
+        return next(name for name, module in self.model.named_modules() if module is self.blocks[index])
 
     def _trunk(self, blocks: list[Any]) -> nn.Module:
         view = copy.copy(_follow(self.model, self.path))
-        view["layers"] = blocks
+        view[self.attribute] = blocks
         return view
 
 
-def _path_to_blocks(model: nn.Module) -> list[str]:
-    for name, module in model.named_modules():
-        if module.get("layers") is model.layers and name:
-            return name.split(".")
-    raise ValueError(f"{type(model).__name__} has no module with a list of blocks that can be split")
+def _place_of(blocks: Sequence[nn.Module], model: nn.Module) -> tuple[list[str], str]:
+    """The path of the module that holds the list of blocks, and the list's name there: `layers`, `h`, …
+
+    Lists are compared by what is in them, since `model.layers` may be made anew at each call.
+    """
+    for path, module in model.named_modules():
+        for name, value in module.items() if path else ():
+            if isinstance(value, list) and [id(part) for part in value] == [id(block) for block in blocks]:
+                return path.split("."), name
+    raise ValueError(f"{type(model).__name__} has no list of blocks that can be split")
 
 
 def _follow(module: Any, path: list[str]) -> Any:
@@ -115,6 +120,10 @@ def _with(module: nn.Module, path: list[str], replacement: Any) -> nn.Module:
 class Whole(Split):
     """A model that only runs as a whole: its final hidden states are its logits, its head does nothing."""
 
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.blocks = list(model.layers)
+
     def suffix(self, tokens: mx.array, hidden: mx.array | None, boundary: int) -> mx.array:
         return self.model(tokens)
 
@@ -125,12 +134,12 @@ class Whole(Split):
 def choose_split(model: nn.Module) -> tuple[Split, str | None]:
     """The model split in parts if that gives the logits of the whole, else the whole, with a line that says so.
 
-    Checked at the middle block, on random tokens. Raises ValueError if the list of blocks cannot be found.
+    Checked at the middle block, on random tokens.
     """
-    split = Split(model)
     tokens = mx.random.randint(0, 100, (2, 16), key=mx.random.key(0))
-    boundary = max(1, len(split.blocks) // 2)
     try:
+        split = Split(model)
+        boundary = max(1, len(split.blocks) // 2)
         parts = split.head(split.suffix(tokens, split.prefix(tokens, boundary), boundary))
         difference = _difference(parts, model(tokens))
     except (AttributeError, TypeError, ValueError) as error:

@@ -1,13 +1,46 @@
-"""Runs trials in an engine and reads what they left."""
+"""Makes engines and trials, runs trials and reads what they left."""
 
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
+from lora_core.config import DataConfig, ModelConfig, TrainConfig, TrainerConfig
+from lora_core.data import Dataset, load_data
 from lora_core.engine import Engine
+from lora_core.models import load
 from lora_core.records import TrialRecord, load_metrics, load_trial
 from lora_core.trial import TrialSpec
+
+
+def new_engine(slots: int = 1, path: str = "builtin:tiny", train: int = 12, valid: int = 6) -> Engine:
+    """An engine on the first `train` and `valid` rows of the demo data."""
+    data = demo()
+    return Engine(load(path), replace(data, train=data.train[:train], valid=data.valid[:valid]), slots)
+
+
+@cache
+def demo() -> Dataset:
+    """The demo data as the byte tokenizer of the tiny model has it."""
+    return load_data(DataConfig(), load("builtin:tiny").tokenizer, 128, seed=0)
+
+
+def new_spec(folder: Path, name: str, role: str = "trial", repeat: int = 0, **changes: Any) -> TrialSpec:
+    """A short trial in `folder`; keywords go to the part of the configuration that has them."""
+    config = TrainConfig(model=ModelConfig("builtin:tiny"), num_layers=2)
+    config.trainer = TrainerConfig(iters=6, eval_every=3, max_seq_length=128)
+    config.optimizer.learning_rate = 1e-2
+    for key, value in changes.items():
+        setattr(_owner(config, key), key, value)
+    return TrialSpec(name, role, config.to_dict(), str(folder / name), repeat=repeat)
+
+
+def _owner(config: TrainConfig, key: str) -> Any:
+    parts = (config, config.lora_parameters, config.optimizer, config.trainer)
+    return next(part for part in parts if hasattr(part, key))
 
 
 def run(engine: Engine, *specs: TrialSpec) -> list[TrialRecord]:

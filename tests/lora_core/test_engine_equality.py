@@ -4,12 +4,15 @@ On Linux x86-64 with MKL in its strict mode. Each way of breaking this on purpos
 """
 
 import platform
+from dataclasses import replace
 
 import mlx.core as mx
 import pytest
 
-from lora_core import adapters, backend, pack
-from tests.lora_core.helpers import losses, run, same_result
+from lora_core import adapters, backend
+from lora_core.pack import Pack
+from lora_core.step import Computation
+from tests.lora_core.helpers import losses, new_engine, new_spec, run, same_result
 
 pytestmark = pytest.mark.skipif(
     platform.system() != "Linux" or "MKL" not in "".join(backend.prepare()),
@@ -23,77 +26,101 @@ SETTINGS = [
     {"rank": 5, "num_layers": 3, "schedule": "linear"},
     {"rank": 8, "keys": ["self_attn.q_proj", "mlp.down_proj"], "repeat": 1},
     {"rank": 4, "dropout": 0.1, "dropout_on": "input", "iters": 4},
+    {"rank": 6, "dropout": 0.3, "seed": 1},
 ]
+PAIR = [2, 6]  # two that share a pack and both have dropout
 
 
-@pytest.fixture
-def alone(make_engine, make_spec):
-    specs = [make_spec(f"alone-{i}", **settings) for i, settings in enumerate(SETTINGS)]
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """Each setting's trial, run with nobody beside it."""
+    folder = tmp_path_factory.mktemp("alone")
+    specs = [new_spec(folder, f"alone-{i}", **settings) for i, settings in enumerate(SETTINGS)]
     for spec in specs:
-        run(make_engine(1), spec)
+        run(new_engine(1), spec)
     return specs
 
 
-@pytest.mark.parametrize("slots", [2, 3, 6])
-def test_packed_equals_alone(alone, make_engine, make_spec, slots):
-    packed = [make_spec(f"packed-{i}", **settings) for i, settings in enumerate(SETTINGS)]
-    run(make_engine(slots), *packed)
-    assert [same_result(a, b) for a, b in zip(alone, packed, strict=True)] == [True] * len(SETTINGS)
+def equal(alone, folder, engine, which=range(len(SETTINGS))):
+    """Whether the settings named give in this engine, together, what they gave alone."""
+    specs = [new_spec(folder, f"packed-{i}", **SETTINGS[i]) for i in which]
+    run(engine, *specs)
+    return [same_result(alone[i], spec) for i, spec in zip(which, specs, strict=True)]
 
 
-def test_slot_and_neighbours_do_not_matter(alone, make_engine, make_spec):
-    packed = [make_spec(f"packed-{i}", **settings) for i, settings in enumerate(SETTINGS)]
-    run(make_engine(4), *reversed(packed))
-    assert all(same_result(a, b) for a, b in zip(alone, packed, strict=True))
+@pytest.mark.parametrize("slots", [2, 3, 7])
+def test_packed_equals_alone(alone, tmp_path, slots):
+    assert all(equal(alone, tmp_path, new_engine(slots)))
 
 
-def test_prefix_cache_does_not_matter(alone, make_engine, make_spec):
-    engine = make_engine(2)
+def test_slot_and_neighbours_do_not_matter(alone, tmp_path):
+    assert all(equal(alone, tmp_path, new_engine(4), range(len(SETTINGS))[::-1]))
+
+
+def test_prefix_cache_does_not_matter(alone, tmp_path):
+    engine = new_engine(2)
     engine.prefixes.budget = 0
-    packed = [make_spec(f"packed-{i}", **settings) for i, settings in enumerate(SETTINGS)]
-    run(engine, *packed)
-    assert all(same_result(a, b) for a, b in zip(alone, packed, strict=True))
+    assert all(equal(alone, tmp_path, engine, PAIR))
 
 
-def test_diverging_neighbour_leaves_bits_alone(alone, make_engine, make_spec):
+def test_diverging_neighbour_leaves_bits_alone(alone, make_spec):
     good, bad = make_spec("good", **SETTINGS[1]), make_spec("bad", learning_rate=1e30, grad_clip=None)
-    _, record = run(make_engine(2), good, bad)
+    _, record = run(new_engine(2), good, bad)
     assert same_result(alone[1], good)
     assert (record.state, record.reason) == ("failed", "diverged")
 
 
-def _swapped(add):
-    def swap(self, slot, adapter=None):
-        add(self, slot, adapter)
-        self.adapters = [(a[::-1], b) for a, b in self.adapters]
+def swapped_a(step):
+    return lambda self, sites, traits, pairs, *rest: step(self, sites, traits, [(a[::-1], b) for a, b in pairs], *rest)
 
-    return swap
+
+def divided_loss(step):
+    def divided(self, *arguments):
+        losses, slots = self.losses_with_gradient, arguments[-1].targets.shape[0]
+        self.losses_with_gradient = lambda *given: losses(*given) / slots
+        try:
+            return step(self, *arguments)
+        finally:
+            self.losses_with_gradient = losses
+
+    return divided
+
+
+def shared_mask(drop):
+    def shared(values, active):
+        first = active if active.keys is None else replace(active, keys=mx.broadcast_to(active.keys[:1], (2, 2)))
+        return drop(values, first)
+
+    return shared
+
+
+def shifted_keys(keys):
+    return lambda self, slot: keys(self, slot) + self.slots.index(slot)
 
 
 BREAKS = {
-    "two slots' adapters swapped": lambda m: m.setattr(pack.Pack, "add", _swapped(pack.Pack.add)),
-    "loss scaled by the number of slots": lambda m: m.setattr(
-        "lora_core.step.squared_norm", lambda g, f=pack.Pack: 1e6 * g[0][0].shape[0] + mx.zeros(g[0][0].shape[0])
-    ),
-    "dropout key of another step": lambda m: m.setattr(
-        pack.Pack, "_keys", lambda self, slot: mx.zeros((len(self.sites), 2), dtype=mx.uint32) + len(self.slots)
-    ),
-    "dropout mask shared by slots": lambda m: m.setattr(
-        adapters, "_drop", lambda values, active: values * (1 + 0.01 * values.shape[0])
-    ),
+    "two slots' A are swapped": (Computation, "step", swapped_a),
+    "the loss is divided by the number of slots": (Computation, "step", divided_loss),
+    "the dropout mask is the first slot's": (adapters, "_drop", shared_mask),
+    "dropout keys are shifted by the slot": (Pack, "_keys", shifted_keys),
+    "nothing is broken": (Pack, "_keys", lambda keys: keys),
 }
 
 
 @pytest.mark.parametrize("name", BREAKS)
-def test_breaking_it_is_noticed(alone, make_engine, make_spec, monkeypatch, name):
-    BREAKS[name](monkeypatch)
-    packed = [make_spec(f"packed-{i}", **settings) for i, settings in enumerate(SETTINGS)]
-    run(make_engine(3), *packed)
-    assert not all(same_result(a, b) for a, b in zip(alone, packed, strict=True))
+def test_breaking_it_is_noticed(alone, tmp_path, monkeypatch, name):
+    owner, attribute, broken = BREAKS[name]
+    monkeypatch.setattr(owner, attribute, broken(getattr(owner, attribute)))
+    assert all(equal(alone, tmp_path, new_engine(2), PAIR)) == (name == "nothing is broken")
 
 
-def test_padding_of_the_rank_stays_zero(make_engine, make_spec):
-    engine = make_engine(2)
+def test_dropping_the_mask_is_noticed(alone, tmp_path, monkeypatch):
+    monkeypatch.setattr(adapters, "_drop", lambda values, active: values)
+    assert equal(alone, tmp_path, new_engine(2), [1, *PAIR]) == [True, False, False]
+
+
+def test_padding_of_the_rank_stays_zero(make_spec):
+    engine = new_engine(2)
     engine.start(make_spec("small", rank=3))
     engine.start(make_spec("large", rank=16))
     for _ in range(4):
