@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -98,10 +99,10 @@ def _size(distribution: BaseDistribution) -> int | None:
 def _values(distribution: BaseDistribution) -> Sequence[Any]:
     if isinstance(distribution, CategoricalDistribution):
         return distribution.choices
-    size = _size(distribution) or 0
-    step = distribution.step or 0  # type: ignore[attr-defined]
-    values = [distribution.low + i * step for i in range(size)]  # type: ignore[attr-defined]
-    return [int(value) for value in values] if isinstance(distribution, IntDistribution) else values
+    # In decimals, because 0.1 + 2 * 0.1 lies beyond 0.3, where Optuna refuses it.
+    low, step = (Decimal(str(end or 0)) for end in (distribution.low, distribution.step))  # type: ignore[attr-defined]
+    kind = int if isinstance(distribution, IntDistribution) else float
+    return [kind(low + i * step) for i in range(_size(distribution) or 0)]
 
 
 def _point(params: dict[str, Any]) -> tuple[tuple[str, str], ...]:

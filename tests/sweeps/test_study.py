@@ -1,0 +1,139 @@
+"""The Optuna side: one study under one name, its numbers, and what is told."""
+
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import optuna
+import pytest
+
+from lora_core.errors import UserError
+from lora_core.records import TrialRecord
+from sweeps.axes import Axis
+from sweeps.config import SweepConfig
+from sweeps.study import Proposal, Study, open_storage
+
+RATE = Axis("optimizer.learning_rate", "float", low=1e-5, high=1e-3, log=True)
+KEYS = Axis("lora_parameters.keys", "categorical", choices=[None, ["q", "v"]])
+CONTENTS = {"contents of the data": "abc"}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> SweepConfig:
+    return SweepConfig(storage=f"sqlite:///{tmp_path}/optuna.db", n_trials=3)
+
+
+def opened(config: SweepConfig, axes: list[Axis] | None = None, contents: dict[str, str] = CONTENTS) -> Study:
+    return Study("s", config, axes or [RATE, KEYS], contents)
+
+
+def ended(proposal: Proposal, state: str = "complete", value: float | None = 1.0) -> TrialRecord:
+    metrics = {} if value is None else {"best_val_loss": value}
+    return TrialRecord(f"trial-{proposal.number:04d}", "trial", state, proposal.number, metrics=metrics)
+
+
+def test_numbers_and_states(config: SweepConfig) -> None:
+    study = opened(config)
+    told = [("complete", 1.5), ("pruned", 2.0), ("failed", None)]
+    for number, (state, value) in enumerate(told):
+        proposal = study.ask()
+        assert proposal is not None and proposal.number == number
+        assert proposal.values["lora_parameters.keys"] in KEYS.choices  # the list itself, not its text
+        study.tell(ended(proposal, state, value))
+    assert study.ask() is None
+    assert not study.is_exhausted
+    assert [trial.state.name for trial in study.ended] == ["COMPLETE", "PRUNED", "FAIL"]
+    assert study.ended[0].value == 1.5
+
+
+def test_more_trials_and_other_run_control_are_welcome(config: SweepConfig) -> None:
+    proposal = opened(config).ask()
+    more = opened(replace(config, n_trials=10, output_dir="elsewhere", fuse=False))
+    assert proposal is not None and not more.is_new
+    assert more.ask() is not None
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"seed": 1}, "seed: 0 → 1"),
+        ({"num_layers": "all"}, 'num_layers: 16 → "all"'),
+        ({"seed": 1, "num_layers": 2, "train_type": "x", "quantization": "y"}, "(and 1 more)"),
+    ],
+)
+def test_other_settings_are_refused(change: dict, told: str, config: SweepConfig) -> None:
+    opened(config)
+    with pytest.raises(UserError) as error:
+        opened(replace(config, **change))
+    assert told in str(error.value) and len(str(error.value).splitlines()) <= 3
+
+
+def test_other_axes_and_other_contents_are_refused(config: SweepConfig) -> None:
+    opened(config)
+    with pytest.raises(UserError, match=r"axis optimizer.learning_rate: .*0.001\)\) → .*0.01\)\)"):
+        opened(config, [replace(RATE, high=1e-2), KEYS])
+    with pytest.raises(UserError, match="axis lora_parameters.keys: .* → absent"):
+        opened(config, [RATE])
+    with pytest.raises(UserError, match='contents of the data: "abc" → "def"'):
+        opened(config, contents={"contents of the data": "def"})
+
+
+def test_an_interrupted_trial_keeps_its_number_and_values(config: SweepConfig) -> None:
+    first = opened(config)
+    proposals = [first.ask(), first.ask()]
+    assert proposals[0] is not None
+    first.beaten(0, 8, 2.0)
+    again = opened(config)
+    assert again.interrupted() == proposals
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # Optuna warns of a second report at one step
+        again.beaten(0, 8, 2.0)
+    again.tell(ended(proposals[0]))
+    third = again.ask()
+    assert third is not None and third.number == 2
+    assert again.ask() is None
+
+
+def test_a_trial_interrupted_while_it_was_drawn(config: SweepConfig) -> None:
+    undisturbed = opened(config).ask()
+    other = replace(config, storage=config.storage.replace("optuna.db", "other.db"))
+    study = opened(other)
+    study.optuna.ask({"optimizer.learning_rate": RATE.distribution()})  # and no second axis
+    assert opened(other).interrupted() == [undisturbed]
+
+
+def test_crashes_are_counted(config: SweepConfig) -> None:
+    study = opened(config)
+    proposal = study.ask()
+    assert proposal is not None
+    study.crashed(proposal.number)
+    assert opened(config).interrupted() == [Proposal(proposal.number, proposal.values, crashes=1)]
+
+
+def test_an_exhausted_space(config: SweepConfig) -> None:
+    study = opened(config, [KEYS])
+    for _ in range(2):
+        proposal = study.ask()
+        assert proposal is not None
+        study.tell(ended(proposal))
+    assert study.ask() is None
+    assert study.is_exhausted
+
+
+def test_only_a_new_study_is_forgotten(config: SweepConfig) -> None:
+    opened(config).forget()
+    assert optuna.get_all_study_names(config.storage) == []
+    opened(config)
+    opened(config).forget()
+    assert optuna.get_all_study_names(config.storage) == ["s"]
+
+
+def test_storages_that_cannot_be_opened(tmp_path: Path) -> None:
+    (tmp_path / "text.db").write_text("this is no database, however long it may be")
+    for url in (f"sqlite:///{tmp_path}/no/such/optuna.db", f"sqlite:///{tmp_path}/text.db"):
+        with pytest.raises(UserError, match="cannot be opened") as error:
+            open_storage(url)
+        assert len(str(error.value).splitlines()) == 1
+    with pytest.raises(UserError) as error:
+        open_storage("postgresql://me:secret@127.0.0.1:9/optuna")
+    assert "secret" not in str(error.value)
