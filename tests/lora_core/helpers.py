@@ -1,5 +1,6 @@
 """Makes engines and trials, runs trials and reads what they left."""
 
+import platform
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -7,13 +8,20 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+import pytest
 
+from lora_core import backend
 from lora_core.config import DataConfig, ModelConfig, TrainConfig, TrainerConfig
 from lora_core.data import Dataset, load_data
 from lora_core.engine import Engine
 from lora_core.models import load
 from lora_core.records import TrialRecord, load_metrics, load_trial
 from lora_core.trial import TrialSpec
+
+bits_are_promised = pytest.mark.skipif(
+    platform.system() != "Linux" or "MKL" not in "".join(backend.prepare()),
+    reason="bits are promised with MKL on Linux only",
+)
 
 
 def new_engine(slots: int = 1, path: str = "builtin:tiny", train: int = 12, valid: int = 6) -> Engine:

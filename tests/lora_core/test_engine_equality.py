@@ -3,21 +3,17 @@
 On Linux x86-64 with MKL in its strict mode. Each way of breaking this on purpose must be noticed.
 """
 
-import platform
 from dataclasses import replace
 
 import mlx.core as mx
 import pytest
 
-from lora_core import adapters, backend
+from lora_core import adapters
 from lora_core.pack import Pack
 from lora_core.step import Computation
-from tests.lora_core.helpers import losses, new_engine, new_spec, run, same_result
+from tests.lora_core.helpers import bits_are_promised, losses, new_engine, new_spec, run, same_result
 
-pytestmark = pytest.mark.skipif(
-    platform.system() != "Linux" or "MKL" not in "".join(backend.prepare()),
-    reason="bits are promised with MKL on Linux only",
-)
+pytestmark = bits_are_promised
 
 SETTINGS = [
     {"rank": 3, "learning_rate": 3e-2},
@@ -28,6 +24,7 @@ SETTINGS = [
     {"rank": 4, "dropout": 0.1, "dropout_on": "input", "iters": 4},
     {"rank": 6, "dropout": 0.3, "seed": 1},
 ]
+ALL = range(len(SETTINGS))
 PAIR = [2, 6]  # two that share a pack and both have dropout
 
 
@@ -41,7 +38,7 @@ def alone(tmp_path_factory):
     return specs
 
 
-def equal(alone, folder, engine, which=range(len(SETTINGS))):
+def equal(alone, folder, engine, which=ALL):
     """Whether the settings named give in this engine, together, what they gave alone."""
     specs = [new_spec(folder, f"packed-{i}", **SETTINGS[i]) for i in which]
     run(engine, *specs)
@@ -54,7 +51,7 @@ def test_packed_equals_alone(alone, tmp_path, slots):
 
 
 def test_slot_and_neighbours_do_not_matter(alone, tmp_path):
-    assert all(equal(alone, tmp_path, new_engine(4), range(len(SETTINGS))[::-1]))
+    assert all(equal(alone, tmp_path, new_engine(4), ALL[::-1]))
 
 
 def test_prefix_cache_does_not_matter(alone, tmp_path):
