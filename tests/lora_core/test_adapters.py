@@ -1,0 +1,199 @@
+"""ΔW = s·B·A: how A and B start, what multiplies them, and what dropout does to them."""
+
+import math
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mlx_lm.models.switch_layers import SwitchLinear
+
+from lora_core.adapters import Active, ExpertLora, Site, StackedLora, check_keys, initial, install, remove
+from lora_core.config import LoraParameters
+from lora_core.errors import UserError
+
+IN, OUT = 40, 24
+
+
+def site(inputs: int = IN, outputs: int = OUT, index: int = 0) -> Site:
+    return Site(0, "proj", index, StackedLora(nn.Linear(inputs, outputs)))
+
+
+def drawn(lora: LoraParameters, seed: int = 0, repeat: int = 0, index: int = 0, inputs: int = IN) -> np.ndarray:
+    return np.array(initial(site(inputs, index=index), lora, seed, repeat)[0])
+
+
+def variance_is(values: np.ndarray, expected: float) -> bool:
+    """Whether n values may be N(0, `expected`): n·s²/σ² is chi-square, mean n and variance 2n; five deviations."""
+    ratio = float((values.astype(np.float64) ** 2).mean()) / expected
+    return abs(ratio - 1) < 5 * math.sqrt(2 / values.size)
+
+
+@pytest.mark.parametrize("inputs", [40, 512])
+def test_variance_of_a_is_one_over_three_inputs(inputs: int) -> None:
+    a = drawn(LoraParameters(rank=64), inputs=inputs)
+    assert a.shape == (inputs, 64) and a.dtype == np.float32
+    assert variance_is(a, 1 / (3 * inputs))
+    assert not variance_is(a, 1 / inputs) and not variance_is(a, 1 / (2 * inputs))
+    assert abs(a.mean()) < 5 * math.sqrt(1 / (3 * inputs) / a.size)
+    kurtosis = float((a**4).mean() / (a**2).mean() ** 2)
+    assert abs(kurtosis - 3) < 5 * math.sqrt(24 / a.size)  # normal; uniform numbers would give 1.8
+
+
+def test_init_std_is_used_when_given() -> None:
+    assert variance_is(drawn(LoraParameters(rank=64, init_std=0.02)), 0.02**2)
+
+
+def test_columns_do_not_depend_on_the_rank() -> None:
+    wide = drawn(LoraParameters(rank=33))
+    for rank in (1, 8, 32):
+        assert np.array_equal(drawn(LoraParameters(rank=rank)), wide[:, :rank])
+
+
+def test_every_column_layer_seed_and_repeat_has_numbers_of_its_own() -> None:
+    lora = LoraParameters(rank=2)
+    found = [drawn(lora), drawn(lora, seed=1), drawn(lora, repeat=1), drawn(lora, index=1)]
+    columns = np.concatenate(found, axis=1).T
+    correlations = np.corrcoef(columns) - np.eye(len(columns))
+    assert np.abs(correlations).max() < 0.7  # of 40 numbers: five deviations are 0.8
+    assert np.array_equal(drawn(lora), drawn(lora))
+
+
+def test_b_is_zero_and_experts_have_a_matrix_each() -> None:
+    _, b = initial(site(), LoraParameters(rank=3), 0, 0)
+    assert b.shape == (3, OUT) and not np.any(np.array(b))
+    experts = Site(0, "experts", 0, ExpertLora(SwitchLinear(IN, OUT, 5)))
+    a, b = (np.array(part) for part in initial(experts, LoraParameters(rank=3), 0, 0))
+    assert (a.shape, b.shape) == ((5, IN, 3), (5, 3, OUT))
+    assert variance_is(a, 1 / (3 * IN)) and not np.array_equal(a[0], a[1])
+
+
+def active(a: mx.array, b: mx.array, multiplier: list[float], keep=None, seed: int = 0, drop_input=False) -> Active:
+    keys = None if keep is None else mx.stack([mx.random.key(seed + k) for k in range(len(keep))])
+    return Active(a, b, mx.array(multiplier), None if keep is None else mx.array(keep), keys, drop_input, mx.float32)
+
+
+def filled(slots: int = 2, rank: int = 4, outputs: int = OUT) -> tuple[mx.array, mx.array]:
+    one, two = mx.random.split(mx.random.key(5))
+    return mx.random.normal((slots, IN, rank), key=one), mx.random.normal((slots, rank, outputs), key=two)
+
+
+def inputs(rows: int = 4) -> mx.array:
+    return mx.random.normal((rows, 6, IN), key=mx.random.key(9))
+
+
+def test_step_zero_is_the_base_layer_to_the_bit() -> None:
+    module = site().module
+    a, b = filled()
+    plain = module(inputs())
+    module.active = active(a, mx.zeros_like(b), [20.0, 1e6])
+    assert mx.array_equal(module(inputs()), plain)
+
+
+def test_each_slot_has_its_own_multiplier_and_matrices() -> None:
+    module, (a, b), x = site().module, filled(), inputs()
+    module.active = active(a, b, [2.5, 0.5])
+    found = module(x) - module.linear(x)
+    for slot, multiplier in enumerate([2.5, 0.5]):
+        rows = slice(2 * slot, 2 * slot + 2)
+        expected = multiplier * (x[rows] @ (a[slot] @ b[slot]))
+        np.testing.assert_allclose(np.array(found[rows]), np.array(expected), rtol=0, atol=1e-3)
+        other = 2.0 * (x[rows] @ (a[slot] @ b[slot]))
+        assert np.abs(np.array(found[rows] - other)).max() > 1
+
+
+@settings(deadline=None)
+@given(st.integers(1, 256), st.floats(0.01, 100), st.sampled_from(["alpha_over_r", "alpha_over_sqrt_r", "direct"]))
+def test_multiplier_of_every_scaling(rank: int, alpha: float, scaling: str) -> None:
+    lora = LoraParameters(rank=rank, scale=alpha, scaling=scaling)
+    divisor = {"alpha_over_r": rank, "alpha_over_sqrt_r": math.sqrt(rank), "direct": 1}[scaling]
+    assert lora.multiplier == pytest.approx(alpha / divisor, rel=1e-12)
+    by_ratio = LoraParameters(rank=rank, scale_ratio=alpha / rank, scaling=scaling)
+    assert by_ratio.multiplier == pytest.approx(lora.multiplier, rel=1e-12)
+
+
+def dropped(keep: list[float], drop_input: bool, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Output of one wide layer with dropout, and without; the identity stands for B·A."""
+    module = site(IN, IN).module
+    eye = mx.broadcast_to(mx.eye(IN)[None], (len(keep), IN, IN))
+    x = mx.ones((len(keep) * 50, 10, IN))
+    module.active = active(eye, eye, [1.0] * len(keep), keep, seed, drop_input)
+    return np.array(module(x) - module.linear(x)).reshape(len(keep), -1), np.ones(len(keep))
+
+
+@pytest.mark.parametrize("drop_input", [True, False])
+def test_dropout_is_inverted_and_keeps_the_stated_share(drop_input: bool) -> None:
+    found, _ = dropped([0.9, 0.5, 1.0], drop_input)
+    for values, keep in zip(found, [0.9, 0.5, 1.0], strict=True):
+        np.testing.assert_allclose(values[np.abs(values) > 1e-4], 1 / keep, atol=1e-4)
+        share, n = (np.abs(values) > 1e-4).mean(), values.size
+        assert abs(share - keep) <= 5 * math.sqrt(keep * (1 - keep) / n)
+
+
+def test_masks_are_of_the_slot_and_its_key() -> None:
+    found, _ = dropped([0.5, 0.5], False)
+    again, _ = dropped([0.5, 0.5], False, seed=1)
+    assert not np.array_equal(found[0], found[1])
+    np.testing.assert_array_equal(np.abs(found[1]) > 1e-4, np.abs(again[0]) > 1e-4)  # key 1, in either slot
+
+
+def test_dropout_zero_is_exact() -> None:
+    module, (a, b), x = site().module, filled(), inputs()
+    module.active = active(a, b, [1.0, 1.0])
+    plain = module(x)
+    for drop_input in (True, False):
+        module.active = active(a, b, [1.0, 1.0], [1.0, 1.0], drop_input=drop_input)
+        assert mx.array_equal(module(x), plain)
+
+
+def test_dropout_falls_on_the_input_or_on_the_delta() -> None:
+    """With B·A of one shared column, a mask on the input leaves all outputs alike, one on the delta does not."""
+    module, x = site().module, mx.ones((4, 6, IN))
+    a, b = mx.ones((2, IN, 1)), mx.ones((2, 1, OUT))
+    alike = {}
+    for drop_input in (True, False):
+        module.active = active(a, b, [1.0, 1.0], [0.5, 0.5], drop_input=drop_input)
+        delta = np.array(module(x) - module.linear(x))
+        alike[drop_input] = np.allclose(delta, delta[..., :1], atol=1e-4)
+    assert alike == {True: True, False: False}
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q_proj, self.mlp = nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4))
+
+
+def test_install_numbers_layers_alike_in_every_block_and_remove_undoes_it() -> None:
+    blocks = [Block(), Block()]
+    before = [block.q_proj for block in blocks]
+    sites = install(blocks, ["q_proj", "mlp.layers.0"])
+    assert sorted((s.layer, s.key, s.index) for s in sites) == [
+        (0, "mlp.layers.0", 1), (0, "q_proj", 0), (1, "mlp.layers.0", 3), (1, "q_proj", 2),
+    ]  # fmt: skip
+    assert all(isinstance(block.q_proj, StackedLora) for block in blocks)
+    remove(blocks)
+    assert [block.q_proj for block in blocks] == before
+    assert isinstance(blocks[0].mlp.layers[0], nn.Linear)
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        (["q_proj"], "Did you mean self_attn.q_proj?"),
+        (["self_attn.q_prj"], "Did you mean self_attn.q_proj"),
+        (["nothing"], "'nothing' matches no linear layer"),
+        ([], "lora_parameters.keys is empty"),
+    ],
+)
+def test_keys_that_match_nothing(keys: list[str], said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        check_keys(keys, ["self_attn.q_proj", "mlp.up_proj"])
+    assert said in str(caught.value) and len(str(caught.value).splitlines()) <= 3
+
+
+def test_keys_that_match_pass() -> None:
+    check_keys(None, ["q"])
+    check_keys(["q"], ["q", "k"])
