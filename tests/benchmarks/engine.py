@@ -38,7 +38,7 @@ from mlx_lm.tuner.trainer import TrainingArgs, train  # noqa: E402
 from mlx_lm.tuner.utils import linear_to_lora_layers, remove_lora_layers  # noqa: E402
 
 import lora_core  # noqa: E402
-from lora_core import adapters, models  # noqa: E402
+from lora_core import models  # noqa: E402
 from lora_core.config import DataConfig, ModelConfig, TrainConfig, TrainerConfig  # noqa: E402
 from lora_core.data import load_data  # noqa: E402
 from lora_core.engine import Engine  # noqa: E402
@@ -61,9 +61,11 @@ class Bench:
             path = str(shapes.build(path, folder / path, options.tokenizer))
         self.model_path = path
         self.base = models.load(path)
+        self.stock = models.load(path).model  # for arm c: each of the two puts its own layers in
         self.data = load_data(DataConfig(path=options.data), self.base.tokenizer, options.length, 0)
         self.peaks: dict[str, float] = {}
         self.losses: dict[str, list[float]] = {}
+        self._engine = Engine(self.base, self.data, options.slots or options.trials)
 
     def config(self, index: int, steps: int, dtype: str = "float32") -> TrainConfig:
         options = self.options
@@ -81,8 +83,8 @@ class Bench:
 
     def engine(self, dtype: str, steps: int) -> float:
         """Arm d."""
-        trials = self.options.trials
-        engine = Engine(self.base, self.data, self.options.slots or trials)
+        trials, engine = self.options.trials, self._engine
+        engine.events.clear()
         waiting = [
             TrialSpec(f"t{i}", "trial", self.config(i, steps, dtype).to_dict(), str(self.folder / dtype / f"t{i}"))
             for i in range(trials)
@@ -98,7 +100,6 @@ class Bench:
         name = "d" if dtype == "float32" else "d-base"
         self.peaks[name] = mx.get_peak_memory() / 1e9
         self.losses[name] = [record["metrics"]["best_val_loss"] for record in ended]
-        adapters.remove(engine.split.blocks)
         return seconds
 
     def loop(self, steps: int) -> float:
@@ -113,7 +114,7 @@ class Bench:
     def _stock_trial(self, config: TrainConfig, steps: int) -> None:
         from lora_core.batches import make_batches, order
 
-        model, lora = self.base.model, config.lora_parameters
+        model, lora = self.stock, config.lora_parameters
         model.freeze()
         depth = self.base.info.depth if config.num_layers == "all" else int(config.num_layers)
         linear_to_lora_layers(model, depth, {"rank": lora.rank, "scale": lora.multiplier, "dropout": 0.0})
