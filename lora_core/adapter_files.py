@@ -25,12 +25,15 @@ def save_adapter(folder: Path, split: Split, sites: Sequence[Site], adapter: Ada
     """Writes both files, each whole or not at all, and returns the sha256 of the weights."""
     folder.mkdir(parents=True, exist_ok=True)
     beside = folder / f"{FILE}.part.safetensors"
-    mx.save_safetensors(str(beside), dict(named(split, sites, adapter)), metadata={"format": "mlx"})
-    with beside.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        os.fsync(file.fileno())
-    write_json(folder / "adapter_config.json", config)
-    os.replace(beside, folder / FILE)
+    try:
+        mx.save_safetensors(str(beside), dict(named(split, sites, adapter)), metadata={"format": "mlx"})
+        with beside.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            os.fsync(file.fileno())
+        write_json(folder / "adapter_config.json", config)
+        os.replace(beside, folder / FILE)
+    finally:
+        beside.unlink(missing_ok=True)  # there only if something went wrong
     return digest
 
 
