@@ -1,7 +1,7 @@
 """What can be wrong with a run is found before it leaves anything behind."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from lora_core.config import TrainConfig
@@ -35,7 +35,12 @@ def remove_if_new(undo: ExitStack, *urls: str) -> None:
     for url in urls:
         file = sqlite_file(url)
         if file is not None and not file.exists():
-            undo.callback(file.unlink, missing_ok=True)
+            undo.callback(_remove, file)
+
+
+def _remove(file: Path) -> None:
+    with suppress(OSError):  # it could not be made in the first place
+        file.unlink()
 
 
 def trial_config(config: SweepConfig) -> dict:

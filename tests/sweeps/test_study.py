@@ -72,7 +72,7 @@ def test_other_axes_and_other_contents_are_refused(config: SweepConfig) -> None:
     opened(config)
     with pytest.raises(UserError, match=r"axis optimizer.learning_rate: .*0.001\)\) → .*0.01\)\)"):
         opened(config, [replace(RATE, high=1e-2), KEYS])
-    with pytest.raises(UserError, match="axis lora_parameters.keys: .* → absent"):
+    with pytest.raises(UserError, match=r"axis lora_parameters.keys: .* → absent"):
         opened(config, [RATE])
     with pytest.raises(UserError, match='contents of the data: "abc" → "def"'):
         opened(config, contents={"contents of the data": "def"})

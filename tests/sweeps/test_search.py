@@ -1,0 +1,290 @@
+"""A search from its command to its report, and what becomes of it when something dies."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from lora_core.records import load_metrics
+from sweeps.cli import main
+from sweeps.client import Worker
+from sweeps.display import Display
+from tests.sweeps.helpers import Place
+
+Run = Callable[..., Place]
+
+
+def quick(place: Place, *more: str) -> int:
+    """A search without the seconds that a report takes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("reports.writer.build", lambda folder: folder / "report" / "report.html")
+        patch.setattr("sweeps.store.Store.add_folder", lambda *given: None)
+        return main(place.search_arguments(*more))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """Eight trials one after the other, pruner on, with report and merged winner."""
+    place = Place(tmp_path_factory.mktemp("undisturbed"))
+    assert main(place.search_arguments("trainer.slots=1", "fuse=true")) == 0
+    return place
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
+
+
+def test_what_a_search_leaves(undisturbed: Place) -> None:
+    trials, record = undisturbed.trials(), undisturbed.record()
+    assert [trial.number for trial in trials] == list(range(8))
+    assert {trial.state for trial in trials} == {"complete", "pruned"}
+    base, default = undisturbed.trial("base"), undisturbed.trial("default")
+    assert (base.role, base.step, base.adapter) == ("base", 0, None)
+    assert (default.role, default.step, default.state) == ("default", 8, "complete")
+    assert (record.state, record.environment["slots"]) == ("complete", 1)
+    for file in ("report/report.html", "report/trials.csv", "best/config.json", "best/model.safetensors"):
+        assert (undisturbed.folder() / file).exists()
+    assert not list(undisturbed.folder().glob("*.log"))
+
+
+def test_disk_and_optuna_agree(undisturbed: Place) -> None:
+    study = optuna.load_study(study_name="s", storage=f"sqlite:///{undisturbed.root}/optuna.db")
+    states = {"complete": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
+    for trial, told in zip(undisturbed.trials(), study.trials, strict=True):
+        rows = load_metrics(undisturbed.folder() / trial.name)
+        assert told.state.name == states[trial.state]
+        assert told.params == trial.params
+        assert told.intermediate_values == {row["step"]: row["val_loss"] for row in rows if row["step"] > 0}
+        assert trial.value == min(row["val_loss"] for row in rows if row["step"] > 0)
+        assert told.value == (trial.value if trial.state == "complete" else min_last(told))
+
+
+def min_last(told: optuna.trial.FrozenTrial) -> float:
+    """Optuna gives a pruned trial its last report as value."""
+    return told.intermediate_values[max(told.intermediate_values)]
+
+
+def test_mlflow_agrees(undisturbed: Place) -> None:
+    runs = mlflow_runs(undisturbed)
+    statuses = {"complete": "FINISHED", "pruned": "KILLED"}
+    for trial in undisturbed.trials():
+        run = runs[trial.name]
+        assert run.info.status == statuses[trial.state]
+        assert run.data.metrics["best_val_loss"] == trial.value
+    assert runs["study"].info.status == "FINISHED"
+
+
+def mlflow_runs(place: Place) -> dict[str, Any]:
+    """The latest attempt at each trial by its name, and the study's own run."""
+    from sweeps.connect import open_client
+
+    client = open_client(f"sqlite:///{place.root}/mlflow.db")
+    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    kept = [run for run in runs if run.data.tags["sweep.role"] != "attempt"]
+    return {run.data.tags.get("sweep.trial", run.data.tags["sweep.role"]): run for run in kept}
+
+
+def test_the_same_command_gives_the_same(undisturbed: Place, place: Place) -> None:
+    assert quick(place, "trainer.slots=1") == 0
+    assert place.results() == undisturbed.results()
+    assert all(result[-1] for result in place.results()[1:])
+
+
+def test_the_same_command_gives_the_same_in_two_slots(undisturbed: Place, place: Place) -> None:
+    assert quick(place, "trainer.slots=2") == 0
+    first = place.results()
+    assert place.record().environment["slots"] == 2
+    again = Place(place.root / "again")
+    assert quick(again, "trainer.slots=2") == 0
+    assert again.results() == first
+    # The neighbour in the other slot changes no bit of a trial either.
+    assert first[:4] == undisturbed.results()[:4]
+
+
+def test_another_seed_gives_something_else(undisturbed: Place, place: Place) -> None:
+    assert quick(place, "trainer.slots=1", "seed=1", "n_trials=2") == 0
+    ours, theirs = place.results(), undisturbed.results()
+    assert ours[0] == theirs[0]  # the base model
+    assert all(a[2:] != b[2:] for a, b in zip(ours[1:4], theirs[1:4], strict=True))
+
+
+def test_more_trials_continue_the_study(undisturbed: Place, place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    assert quick(place, "trainer.slots=1", "n_trials=3") == 0
+    assert len(place.trials()) == 3
+    capsys.readouterr()
+    assert quick(place, "trainer.slots=1", "n_trials=8") == 0
+    assert "3 of 8 trials have ended already" in capsys.readouterr().out
+    assert place.results() == undisturbed.results()
+    assert place.record().n_trials == 8
+
+
+def test_nothing_is_left_to_do(undisturbed: Place) -> None:
+    before = undisturbed.results()
+    assert quick(undisturbed, "trainer.slots=1") == 0
+    assert undisturbed.results() == before
+
+
+@pytest.fixture
+def fatal(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], None]:
+    """Sends the training process a signal as soon as a trial's first evaluation is in."""
+    workers: list[Worker] = []
+    real = Worker.__init__
+
+    def kept(self: Worker, *given: Any) -> None:
+        real(self, *given)
+        workers.append(self)
+
+    def arm(name: str, number: int) -> None:
+        evaluated = Display.evaluated
+
+        def shoot(self: Display, trial: str, row: dict[str, float]) -> None:
+            evaluated(self, trial, row)
+            if trial == name and row["step"] == 4:
+                os.kill(workers[-1].process.pid, number)
+                workers[-1].process.wait()
+
+        monkeypatch.setattr(Display, "evaluated", shoot)
+
+    monkeypatch.setattr(Worker, "__init__", kept)
+    return arm
+
+
+def test_the_training_process_dies(
+    undisturbed: Place, place: Place, fatal: Callable[[str, int], None],
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    fatal("trial-0002", signal.SIGSEGV)
+    assert quick(place, "trainer.slots=1") == 1
+    said = capfd.readouterr().err
+    assert "SIGSEGV" in said and "study=s" in said and "Traceback" not in said
+    assert len(said.splitlines()) <= 3
+    assert (place.folder() / "worker.log").exists()
+    assert (place.record().state, place.trial("trial-0002").state) == ("interrupted", "running")
+    assert mlflow_runs(place)["study"].info.status == "KILLED"
+
+    monkeypatch.undo()
+    assert quick(place, "trainer.slots=1") == 0
+    assert place.results() == undisturbed.results()
+    assert mlflow_runs(place)["trial-0002"].data.tags.get("sweep.reason") != "interrupted"
+    assert "already reported" not in capfd.readouterr().err
+
+
+def test_a_trial_that_kills_the_training_process_is_given_up(
+    place: Place, fatal: Callable[[str, int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fatal("trial-0000", signal.SIGKILL)
+    assert [quick(place, "n_trials=2") for _ in range(3)] == [1, 1, 1]
+    monkeypatch.undo()
+    assert quick(place, "n_trials=2") == 0
+    first, second = place.trials()
+    assert (first.state, second.state) == ("failed", "complete")
+    assert first.reason is not None and "3 times" in first.reason
+    assert mlflow_runs(place)["trial-0000"].info.status == "FAILED"
+
+
+def test_trials_that_ended_but_were_not_told_are_told_from_disk(undisturbed: Place) -> None:
+    before, curve = undisturbed.results(), undisturbed.folder() / "trial-0003" / "metrics.jsonl"
+    written = curve.stat().st_mtime_ns
+    # The storage is gone altogether, so that nothing at all was told.
+    (undisturbed.root / "optuna.db").unlink()
+    assert quick(undisturbed, "trainer.slots=1") == 0
+    assert undisturbed.results() == before
+    assert curve.stat().st_mtime_ns == written
+    test_disk_and_optuna_agree(undisturbed)
+
+
+def test_the_parent_is_killed(undisturbed: Place, place: Place) -> None:
+    parent = place.start(*place.search_arguments("trainer.slots=1"))
+    child = reach(place, "trial-0001", parent)
+    parent.kill()
+    parent.communicate()
+    wait_for(lambda: not alive(child))
+    assert quick(place, "trainer.slots=1") == 0
+    assert place.results() == undisturbed.results()
+
+
+def test_ctrl_c(place: Place) -> None:
+    parent = place.start(*place.search_arguments("trainer.slots=1", "n_trials=50"))
+    child = reach(place, "trial-0001", parent)
+    parent.send_signal(signal.SIGINT)
+    _, said = parent.communicate(timeout=300)
+    assert parent.returncode == 130
+    assert "Resume with: lora-sweep search" in said and "Traceback" not in said
+    assert len(said.splitlines()) <= 3
+    assert not alive(child)
+    assert place.record().state == "interrupted"
+    assert mlflow_runs(place)["study"].info.status == "KILLED"
+
+
+def reach(place: Place, name: str, parent: subprocess.Popen) -> int:
+    """Waits until a trial has begun; returns the id of the training process."""
+    wait_for(lambda: (place.folder() / name / "trial.json").exists() or parent.poll() is not None)
+    found = subprocess.run(["pgrep", "-P", str(parent.pid)], capture_output=True, text=True).stdout.split()
+    assert len(found) == 1, parent.communicate()
+    return int(found[0])
+
+
+def alive(process: int) -> bool:
+    """Whether it runs; one that has ended but was not waited for by anybody does not."""
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(process)], capture_output=True, text=True).stdout.strip()
+    return bool(state) and not state.startswith("Z")
+
+
+def wait_for(holds: Callable[[], bool], seconds: float = 300) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_a_diverging_trial_does_not_stop_the_search(place: Place) -> None:
+    rates = "optimizer.learning_rate=1e-2,1e30"
+    assert quick(place, rates, "lora_parameters.rank=4", "trainer.grad_clip=null", "n_trials=5") == 0
+    states = sorted((trial.state, trial.reason) for trial in place.trials())
+    assert states == [("complete", None), ("failed", "diverged")]
+    # Two settings are all there are.
+    assert any("exhausted: all of its 2 settings" in note for note in place.record().notes)
+
+
+def test_no_trial_completes(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    rates = "optimizer.learning_rate=1e29,1e30"
+    assert quick(place, rates, "lora_parameters.rank=4", "trainer.grad_clip=null", "n_trials=2") == 1
+    printed = capsys.readouterr().out
+    assert "No trial has completed" in printed and "2 failed: diverged" in printed
+
+
+def test_a_report_that_fails_loses_nothing(
+    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(folder: Path) -> Path:
+        raise ValueError("no colours left\nat all")
+
+    monkeypatch.setattr("reports.writer.build", broken)
+    assert main(place.search_arguments("n_trials=1")) == 0
+    printed = capsys.readouterr().out
+    assert "could not be written (no colours left)" in printed and "lora-sweep report s" in printed
+    assert place.record().state == "complete"
+
+
+def test_epochs_and_patience(place: Place) -> None:
+    # Three batches an epoch: 12 steps; the loss of a rate this high does not fall twice in a row.
+    length = ["trainer.iters=null", "trainer.epochs=4", "trainer.eval_every=1", "trainer.patience=1"]
+    assert quick(place, *length, "optimizer.learning_rate=0.5,0.6", "lora_parameters.rank=4", "n_trials=2") == 0
+    for trial in place.trials():
+        assert trial.planned_steps == 12
+        assert trial.state == "complete" and trial.step < 12
+        assert trial.reason is not None and "1 evaluations" in trial.reason
+
+
+def test_no_control_characters_in_a_log(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    assert quick(place, "n_trials=1") == 0
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed and "\r" not in printed
+    assert "trial-0000" in printed and "Loading the model" in printed
