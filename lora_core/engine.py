@@ -14,9 +14,10 @@ import numpy as np
 
 from lora_core import adapters, backend
 from lora_core.adapter_files import Adapter, adapter_config, load_adapter, save_adapter
-from lora_core.batches import Batch, make_batches, order, steps_for
+from lora_core.batches import Batch, order, steps_for
 from lora_core.config import TrainConfig, check
 from lora_core.data import Dataset
+from lora_core.feed import Feed
 from lora_core.fuse import fuse
 from lora_core.head import head_losses
 from lora_core.models import Base
@@ -24,21 +25,8 @@ from lora_core.pack import Pack, wanted
 from lora_core.prefix import PrefixCache
 from lora_core.slot import Slot, Stopwatch
 from lora_core.split import Split, Whole, choose_split
-from lora_core.step import Computation, Rows
+from lora_core.step import Computation
 from lora_core.trial import Ended, Evaluated, TrialSpec
-
-PREFIX_BUDGET = 4 << 30  # bytes
-
-
-class Feed:
-    """The batches of one batch size, the same for every trial. Losses of the base model are kept beside them."""
-
-    def __init__(self, data: Dataset, batch_size: int, eval_rows: int | None) -> None:
-        multiple = backend.length_multiple()
-        self.key = (batch_size, eval_rows)
-        self.train = make_batches(data.train, batch_size, multiple, shuffle_seed=0)
-        self.valid = make_batches(data.valid[:eval_rows], batch_size, multiple)
-        self.base_loss: float | None = None
 
 
 class Engine:
@@ -54,7 +42,7 @@ class Engine:
         self.sites = adapters.install(self.split.blocks, base.info.linear_keys)
         self.slots = self._slots(slots)
         self.computation = Computation(self.split, head_losses(self.split))
-        self.prefixes = PrefixCache(self.split, PREFIX_BUDGET)
+        self.prefixes = PrefixCache(self.split)
         self.running: list[tuple[Slot, Pack, Feed]] = []
         self._feeds: dict[Hashable, Feed] = {}
         self._packs: dict[Hashable, Pack] = {}
@@ -102,7 +90,7 @@ class Engine:
         _, pack, feed = min(self.running, key=lambda entry: entry[0].step)
         due = self._due(pack, feed)
         batches = [self._next_batch(slot, feed) for slot in due]
-        self._unheard.append((due, pack.step(due, self._rows(batches, feed, "train", pack.boundary))))
+        self._unheard.append((due, pack.step(due, feed.rows(batches, "train", pack.boundary))))
         for slot, batch in zip(due, batches, strict=True):
             slot.took_step(batch.tokens)
             self.steps, self.tokens = self.steps + 1, self.tokens + batch.tokens
@@ -135,7 +123,7 @@ class Engine:
         trainer = config.trainer
         key = (trainer.batch_size, trainer.eval_rows)
         if key not in self._feeds:
-            self._feeds[key] = Feed(self.data, *key)
+            self._feeds[key] = Feed(self.data, self.prefixes, *key)
         return self._feeds[key]
 
     def fuse(self, adapter_folder: Path, config: TrainConfig, folder: Path) -> Path:
@@ -192,18 +180,6 @@ class Engine:
     def _next_batch(self, slot: Slot, feed: Feed) -> Batch:
         return feed.train[slot.order[slot.step]]
 
-    def _rows(self, batches: Sequence[Batch], feed: Feed, split: str, boundary: int) -> Rows:
-        def stacked(name: str) -> mx.array:
-            return mx.array(np.stack([getattr(batch, name) for batch in batches]))
-
-        hidden = None
-        if boundary > 0:
-            keys = [(feed.key, split, batch.index) for batch in batches]
-            parts = [self.prefixes.hidden(b, key, boundary) for b, key in zip(batches, keys, strict=True)]
-            hidden = _joined(parts)
-        tokens = mx.array(np.concatenate([batch.inputs for batch in batches]))
-        return Rows(tokens, hidden, stacked("positions"), stacked("targets"), stacked("weights"))
-
     def _evaluate(self, due: list[Slot], pack: Pack, feed: Feed) -> None:
         if due:
             for slot, loss in zip(due, self._validation_losses(due, pack, feed), strict=True):
@@ -213,7 +189,7 @@ class Engine:
         """Mean loss over all counted tokens of the validation set, by slot."""
         sums = np.zeros(len(due))
         for batch in feed.valid:
-            rows = self._rows([batch] * len(due), feed, "valid", pack.boundary)
+            rows = feed.rows([batch] * len(due), "valid", pack.boundary)
             sums += np.array(pack.evaluate(due, rows).tolist())
         return (sums / sum(batch.tokens for batch in feed.valid)).tolist()
 
@@ -256,14 +232,6 @@ class Engine:
         own = [site for site in pack.sites if wanted(slot.config, site)]
         per_rank = sum(math.prod(a) + math.prod(b) for a, b in (site.module.shapes() for site in own))
         return {"trainable_params": rank * per_rank, "peak_memory_gb": backend.peak_memory_gb()}
-
-
-def _joined(parts: list[mx.array]) -> mx.array:
-    """The parts' rows one after the other; the same part many times is copied in one go."""
-    if any(part is not parts[0] for part in parts):
-        return mx.concatenate(parts)
-    shape = parts[0].shape
-    return mx.broadcast_to(parts[0][None], (len(parts), *shape)).reshape(-1, *shape[1:])
 
 
 def _zeros(site: adapters.Site, rank: int) -> tuple[mx.array, mx.array]:

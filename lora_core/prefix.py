@@ -7,11 +7,13 @@ import mlx.core as mx
 from lora_core.batches import Batch
 from lora_core.split import Split
 
+BUDGET = 4 << 30  # bytes
+
 
 class PrefixCache:
     """Keeps prefixes up to `budget` bytes; past that they are computed each time, which changes speed only."""
 
-    def __init__(self, split: Split, budget: int) -> None:
+    def __init__(self, split: Split, budget: int = BUDGET) -> None:
         self.split = split
         self.budget = budget
         self.used = 0

@@ -1,0 +1,46 @@
+"""What goes into a step: the batches of one batch size, and the rows that slots make of them."""
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+import numpy as np
+
+from lora_core import backend
+from lora_core.batches import Batch, make_batches
+from lora_core.data import Dataset
+from lora_core.prefix import PrefixCache
+from lora_core.step import Rows
+
+
+class Feed:
+    """The batches of one batch size, the same for every trial; `valid` are those of the first `eval_rows` rows.
+    The base model's loss is kept beside them once it is known."""
+
+    def __init__(self, data: Dataset, prefixes: PrefixCache, batch_size: int, eval_rows: int | None) -> None:
+        multiple = backend.length_multiple()
+        self.key = (batch_size, eval_rows)
+        self.prefixes = prefixes
+        self.train = make_batches(data.train, batch_size, multiple, shuffle_seed=0)
+        self.valid = make_batches(data.valid[:eval_rows], batch_size, multiple)
+        self.base_loss: float | None = None
+
+    def rows(self, batches: Sequence[Batch], split: str, boundary: int) -> Rows:
+        """The rows of one batch a slot, all of one length, one slot after the other; `split` is train or valid."""
+
+        def stacked(name: str) -> mx.array:
+            return mx.array(np.stack([getattr(batch, name) for batch in batches]))
+
+        tokens = mx.array(np.concatenate([batch.inputs for batch in batches]))
+        hidden = self._hidden(batches, split, boundary) if boundary > 0 else None
+        return Rows(tokens, hidden, stacked("positions"), stacked("targets"), stacked("weights"))
+
+    def _hidden(self, batches: Sequence[Batch], split: str, boundary: int) -> mx.array:
+        return _joined([self.prefixes.hidden(b, (self.key, split, b.index), boundary) for b in batches])
+
+
+def _joined(parts: list[mx.array]) -> mx.array:
+    """The parts' rows one after the other; the same part many times is copied in one go."""
+    if any(part is not parts[0] for part in parts):
+        return mx.concatenate(parts)
+    shape = parts[0].shape
+    return mx.broadcast_to(parts[0][None], (len(parts), *shape)).reshape(-1, *shape[1:])
