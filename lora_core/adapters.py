@@ -128,6 +128,8 @@ def install(blocks: Sequence[nn.Module], keys: Sequence[str]) -> list[Site]:
 
 
 def _wrap(module: nn.Module) -> StackedLora:
+    if isinstance(module, StackedLora):
+        return module  # by an earlier `install`: two engines may share a model
     return ExpertLora(module) if isinstance(module, EXPERTS) else StackedLora(module)
 
 

@@ -1,0 +1,89 @@
+"""Merged weights are W₀ + s·(A·B)ᵀ, the folder is replaced whole, and the base model is itself again."""
+
+from pathlib import Path
+
+import mlx.core as mx
+import mlx_lm
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+
+from lora_core import fuse as fusing
+from lora_core.adapters import Site, StackedLora
+from lora_core.engine import Engine
+from lora_core.fuse import fuse
+from tests.lora_core.architectures import write_model
+from tests.lora_core.helpers import new_engine
+
+S = 2.5
+
+
+def made(engine: Engine, rank: int = 3) -> tuple[list[Site], list[tuple[mx.array, mx.array]]]:
+    """Random adapters on the two top blocks."""
+    sites = [site for site in engine.sites if site.layer >= engine.base.info.depth - 2]
+    pairs = []
+    for number, site in enumerate(sites):
+        a, b = site.module.shapes()
+        one, two = mx.random.split(mx.random.key(number))
+        pairs.append((mx.random.normal((*a[:-1], rank), key=one), mx.random.normal((*b[:-2], rank, b[-1]), key=two)))
+    return sites, pairs
+
+
+def merge(engine: Engine, folder: Path, sites: list[Site], pairs: list) -> dict[str, mx.array]:
+    fuse(folder, engine.base, engine.split.blocks, sites, pairs, S)
+    return dict(tree_flatten(mlx_lm.load(str(folder))[0].parameters()))
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3_moe"])
+def test_merged_weights_are_exact(kind: str, tmp_path: Path) -> None:
+    engine = new_engine(1, str(write_model(tmp_path / "model", kind)))
+    sites, pairs = made(engine)
+    merged = merge(engine, tmp_path / "fused", sites, pairs)
+    base = dict(tree_flatten(mlx_lm.load(str(tmp_path / "model"))[0].parameters()))
+    assert merged.keys() == base.keys()
+    changed = set()
+    for site, (a, b) in zip(sites, pairs, strict=True):
+        name = f"{engine.split.block_name(site.layer)}.{site.key}.weight"
+        delta = S * np.swapaxes(np.array(a, dtype=np.float64) @ np.array(b, dtype=np.float64), -1, -2)
+        np.testing.assert_allclose(np.array(merged[name]), np.array(base[name]) + delta, rtol=0, atol=1e-5)
+        changed.add(name)
+    assert all(mx.array_equal(merged[name], base[name]) for name in base.keys() - changed)
+    assert kind == "llama" or any("switch_mlp" in name for name in changed)
+
+
+def test_the_base_model_is_itself_again(tmp_path: Path) -> None:
+    engine = new_engine()
+    tokens = mx.array([[1, 2, 3, 4]])
+    before = engine.base.model(tokens)
+    sites, pairs = made(engine)
+    merge(engine, tmp_path / "fused", sites, pairs)
+    assert mx.array_equal(engine.base.model(tokens), before)
+    assert all(isinstance(site.module, StackedLora) for site in engine.sites)
+    assert isinstance(engine.base.model.layers[3].self_attn.q_proj, StackedLora)
+
+
+def test_an_older_folder_is_replaced_whole(tmp_path: Path) -> None:
+    engine = new_engine()
+    sites, pairs = made(engine)
+    (tmp_path / "fused").mkdir()
+    (tmp_path / "fused" / "of-another-model").write_text("")
+    merge(engine, tmp_path / "fused", sites, pairs)
+    assert not (tmp_path / "fused" / "of-another-model").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["fused"]
+
+
+def test_a_failed_merge_leaves_the_old_folder_and_the_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = new_engine()
+    sites, pairs = made(engine)
+    (tmp_path / "fused").mkdir()
+    (tmp_path / "fused" / "old").write_text("")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("no space left on device")
+
+    weight = sites[0].module.linear.weight
+    monkeypatch.setattr(fusing, "save", refuse)
+    with pytest.raises(OSError, match="no space"):
+        fuse(tmp_path / "fused", engine.base, engine.split.blocks, sites, pairs, S)
+    assert (tmp_path / "fused" / "old").exists()
+    assert sites[0].module.linear.weight is weight
