@@ -167,8 +167,8 @@ def test_the_first_command_as_written(tmp_path: Path) -> None:
     (study,) = (tmp_path / "outputs").glob("*/study.json")
     assert json.loads(study.read_text())["state"] == "complete"
     (line,) = (line for line in printed.splitlines() if line.startswith("  mlx_lm.generate "))
-    words = [*shlex.split(line)[:-1], "Open the cellar blinds 70 percent.", "--max-tokens", "20"]
+    words = [*shlex.split(line)[:-1], "Set the library light to 5 percent.", "--max-tokens", "20"]
     at = words.index("--adapter-path")
     with_it, without = run(words, tmp_path), run(words[:at] + words[at + 2 :], tmp_path)
     assert with_it[0] == without[0] == 0, with_it[1] + without[1]
-    assert "blind.cellar" in with_it[1] and "blind.cellar" not in without[1]
+    assert "level=5" in with_it[1] and "level=5" not in without[1]
