@@ -218,8 +218,8 @@ def measure(bench: Bench) -> dict[str, list[float]]:
     """Seconds of every round by arm; one short round of each goes before, uncounted."""
     options, seconds = bench.options, {}
     arms = {name: run for name, run in _arms(bench).items() if name in options.arms}
-    for run in arms.values():
-        run(options.warm)
+    for name, run in arms.items():
+        print(f"  {name} {run(options.warm):.1f} s, not counted", file=sys.stderr, flush=True)
     for _ in range(options.rounds):
         for name, run in arms.items():
             seconds.setdefault(name, []).append(run(options.steps))
