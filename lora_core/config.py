@@ -161,7 +161,8 @@ def _check_not_yet(config: TrainConfig) -> None:
         raise UserError(f"train_type={config.train_type} is not there yet: use train_type=lora.")
     for key, (found, default) in off.items():
         if found != default:
-            raise UserError(f"{key}={found} is not there yet: leave it at {str(default).lower()}.")
+            shown = "null" if default is None else str(default).lower()
+            raise UserError(f"{key}={found} is not there yet: leave it at {shown}.")
 
 
 def _check_lora(lora: LoraParameters) -> None:

@@ -3,8 +3,9 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import quote
 
-from sweeps.connect import first_line, open_client, public  # isort: skip  (prepares the import of mlflow)
+from sweeps.connect import first_line, open_client, public, sqlite_file  # isort: skip  (prepares the import of mlflow)
 from mlflow.entities import (
     Dataset,
     DatasetInput,
@@ -122,11 +123,16 @@ class Store:
 
     def _create(self) -> str:
         try:
-            return self.client.create_experiment(self.experiment)
+            return self.client.create_experiment(self.experiment, self._artifacts())
         except MlflowException:
             if found := self._find():  # Another process was faster.
                 return found
             raise
+
+    def _artifacts(self) -> str | None:
+        """Beside a database that is a file, wherever the command runs; elsewhere MLflow knows the place."""
+        file = sqlite_file(self.uri)
+        return str(file.parent / "mlruns" / quote(self.experiment, safe="")) if file else None
 
 
 def _cut(tags: dict[str, str]) -> dict[str, str]:
