@@ -59,6 +59,7 @@ class Split:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.blocks: Sequence[nn.Module] = list(model.layers)
+        self.names = _names_of(self.blocks, model)
         self.path, self.attribute = _place_of(self.blocks, model)
 
     def prefix(self, tokens: mx.array, boundary: int) -> mx.array:
@@ -83,12 +84,17 @@ class Split:
 
     def block_name(self, index: int) -> str:
         """The full name of a block, as in the weight files: `model.layers.3`."""
-        return next(name for name, module in self.model.named_modules() if module is self.blocks[index])
+        return self.names[index]
 
     def _trunk(self, blocks: list[Any]) -> nn.Module:
         view = copy.copy(_follow(self.model, self.path))
         view[self.attribute] = blocks
         return view
+
+
+def _names_of(blocks: Sequence[nn.Module], model: nn.Module) -> list[str]:
+    names = {id(module): name for name, module in model.named_modules()}
+    return [names[id(block)] for block in blocks]
 
 
 def _place_of(blocks: Sequence[nn.Module], model: nn.Module) -> tuple[list[str], str]:
@@ -123,6 +129,7 @@ class Whole(Split):
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.blocks = list(model.layers)
+        self.names = _names_of(self.blocks, model)
 
     def suffix(self, tokens: mx.array, hidden: mx.array | None, boundary: int) -> mx.array:
         return self.model(tokens)
