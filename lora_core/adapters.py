@@ -8,6 +8,7 @@ come sorted by expert, so that slots cannot be told apart: such a model is train
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -33,7 +34,13 @@ class Active:
     keep: mx.array | None  # [K], None: no slot drops anything
     keys: mx.array | None  # uint32 [K, 2]
     drop_input: bool  # dropout on the input of ΔW, not on ΔW·x
-    dtype: mx.Dtype  # of the adapter's matrix products
+    base_dtype: bool  # the adapter's matrix products in the dtype of the layer's input, not in A's and B's
+
+    def ready(self, x: mx.array) -> tuple[mx.array, mx.array]:
+        """A and s·B for an input like x. Scaling B rather than the product spares a pass over all rows."""
+        dtype = x.dtype if self.base_dtype else self.a.dtype
+        scaled = self.b * self.multiplier.reshape(-1, *[1] * (self.b.ndim - 1))
+        return self.a.astype(dtype), scaled.astype(dtype)
 
 
 class StackedLora(nn.Module):
@@ -49,15 +56,19 @@ class StackedLora(nn.Module):
         y = self.linear(x)
         if self.active is None:
             return y
-        delta = self._delta(self.active, x)
-        return y + delta.reshape(y.shape).astype(y.dtype)
+        return _sum(y, self._delta(self.active, x).reshape(y.shape))
 
     def _delta(self, active: Active, x: mx.array) -> mx.array:
-        rows = x.reshape(active.a.shape[0], -1, x.shape[-1]).astype(active.dtype)
-        if active.drop_input:
-            rows = _drop(rows, active)
-        delta = (rows @ active.a.astype(active.dtype)) @ active.b.astype(active.dtype)
-        delta = delta * active.multiplier[:, None, None].astype(active.dtype)
+        a, b = active.ready(x)
+
+        def product(x: mx.array, a: mx.array, b: mx.array) -> mx.array:
+            rows = x.astype(a.dtype).reshape(len(a), -1, x.shape[-1])
+            if active.drop_input:
+                rows = _drop(rows, active)
+            return (rows @ a) @ b
+
+        # A wider copy of x, kept for the gradient of A, would cost more memory than all else in the block.
+        delta = product(x, a, b) if x.dtype == a.dtype else mx.checkpoint(product)(x, a, b)
         return delta if active.drop_input else _drop(delta, active)
 
     def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -80,20 +91,25 @@ class ExpertLora(StackedLora):
             return y
 
         def through(z: mx.array, weight: mx.array) -> mx.array:
-            weight = weight[0].astype(active.dtype)
-            return mx.gather_mm(z, weight, rhs_indices=indices, sorted_indices=sorted_indices)
+            return mx.gather_mm(z, weight[0], rhs_indices=indices, sorted_indices=sorted_indices)
 
-        rows = x.astype(active.dtype)
+        a, b = active.ready(x)
+        rows = x.astype(a.dtype)
         rows = _drop(rows[None], active)[0] if active.drop_input else rows
-        delta = through(through(rows, active.a), active.b) * active.multiplier[0].astype(active.dtype)
+        delta = through(through(rows, a), b)
         delta = delta if active.drop_input else _drop(delta[None], active)[0]
-        return y + delta.astype(y.dtype)
+        return _sum(y, delta)
 
     def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         experts, outputs, inputs = (
             self.linear.num_experts, self.linear.output_dims, self.linear.input_dims,
         )  # fmt: skip
         return (experts, inputs, 1), (experts, 1, outputs)
+
+
+@partial(mx.compile, shapeless=True)
+def _sum(y: mx.array, delta: mx.array) -> mx.array:
+    return y + delta.astype(y.dtype)
 
 
 def _drop(values: mx.array, active: Active) -> mx.array:
@@ -147,14 +163,18 @@ def packable(sites: Sequence[Site]) -> bool:
 
 @contextmanager
 def activated(sites: Sequence[Site], actives: Sequence[Active]) -> Iterator[None]:
-    """The given layers carry the given adapters inside the `with`, and none outside."""
-    for site, active in zip(sites, actives, strict=True):
-        site.module.active = active
+    """The given layers carry the given adapters inside the `with`, and after it what they had before."""
+    before = [site.module.active for site in sites]
+    _carry(sites, actives)
     try:
         yield
     finally:
-        for site in sites:
-            site.module.active = None
+        _carry(sites, before)
+
+
+def _carry(sites: Sequence[Site], actives: Sequence[Active | None]) -> None:
+    for site, active in zip(sites, actives, strict=True):
+        site.module.active = active
 
 
 def check_keys(keys: list[str] | None, known: Sequence[str]) -> None:

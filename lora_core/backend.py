@@ -89,16 +89,25 @@ def configure(memory_fraction: float) -> list[str]:
     if is_cpu():
         mx.disable_compile()
         return []
-    info = mx.device_info()
-    recommended = info.get("max_recommended_working_set_size")  # Metal only
-    total = recommended or info.get("total_memory") or info.get("memory_size")
+    total = memory()
     if not total:
         return []
-    budget = int(memory_fraction * int(total))
-    if recommended:
+    budget = int(memory_fraction * total)
+    if "max_recommended_working_set_size" in mx.device_info():  # Metal
         mx.set_wired_limit(budget)
     mx.set_cache_limit(budget)
     return [f"{device_name()}: keeps at most {budget / 1e9:.1f} GB of memory for reuse."]
+
+
+def memory() -> int:
+    """Bytes that the device recommends to use, or has; 0 where it does not say."""
+    import mlx.core as mx
+
+    if is_cpu():
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    info = mx.device_info()
+    names = ("max_recommended_working_set_size", "total_memory", "memory_size")
+    return int(next((info[name] for name in names if info.get(name)), 0))
 
 
 def is_cpu() -> bool:

@@ -154,7 +154,6 @@ def _check_not_yet(config: TrainConfig) -> None:
     off = {
         "quantization": (config.quantization, None),
         "trainer.grad_accumulation": (config.trainer.grad_accumulation, 1),
-        "trainer.grad_checkpoint": (config.trainer.grad_checkpoint, False),
     }
     _one_of("train_type", config.train_type, ("lora", "dora", "full"))
     if config.train_type != "lora":

@@ -7,13 +7,12 @@ A trial's result depends on its own configuration alone: its step i uses batch i
 import math
 from collections.abc import Hashable, Sequence
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from lora_core import adapters, backend
-from lora_core.adapter_files import Adapter, adapter_config, load_adapter, save_adapter
+from lora_core.adapter_files import adapter_config, load_adapter, save_adapter
 from lora_core.batches import Batch, order, steps_for
 from lora_core.config import TrainConfig, check
 from lora_core.data import Dataset
@@ -21,12 +20,14 @@ from lora_core.feed import Feed
 from lora_core.fuse import fuse
 from lora_core.head import head_losses
 from lora_core.models import Base
-from lora_core.pack import Pack, wanted
+from lora_core.pack import Pack
 from lora_core.prefix import PrefixCache
 from lora_core.slot import Slot, Stopwatch
 from lora_core.split import Split, Whole, choose_split
-from lora_core.step import Computation
+from lora_core.step import Computation, Pair
 from lora_core.trial import Ended, Evaluated, TrialSpec
+
+PREFIX_SHARE = 0.125  # of the device's memory, for hidden states after frozen blocks
 
 
 class Engine:
@@ -42,7 +43,8 @@ class Engine:
         self.sites = adapters.install(self.split.blocks, base.info.linear_keys)
         self.slots = self._slots(slots)
         self.computation = Computation(self.split, head_losses(self.split))
-        self.prefixes = PrefixCache(self.split)
+        self.prefixes = PrefixCache(self.split, int(PREFIX_SHARE * backend.memory()))
+        self.joins = self.split.joins  # trials of different depth share a pack
         self.running: list[tuple[Slot, Pack, Feed]] = []
         self._feeds: dict[Hashable, Feed] = {}
         self._packs: dict[Hashable, Pack] = {}
@@ -57,16 +59,20 @@ class Engine:
         """Raises UserError for what only the model or the data can tell."""
         check(config)
         adapters.check_keys(config.lora_parameters.keys, self.base.info.linear_keys)
-        self._resumed(config, self._depth(config))
+        self._resumed(config)
+
+    def place(self, spec: TrialSpec, config: TrainConfig) -> tuple[Slot, Pack, Feed]:
+        """The trial's slot, not in the pack yet, the pack it shares, and the batches it trains on."""
+        feed = self.feed(config)
+        return Slot(spec, config, self._bottom(config), self._order(spec, config, feed)), self._pack(config, feed), feed
 
     def start(self, spec: TrialSpec) -> None:
         """Puts a trial into a free slot and evaluates it before its first step."""
         config = TrainConfig.from_dict(spec.config)
         self.check(config)
-        feed, depth = self.feed(config), self._depth(config)
-        slot = Slot(spec, config, depth, self._order(spec, config, feed))
-        pack = self._pack(config, depth, feed)
-        resumed = self._resumed(config, depth)
+        slot, pack, feed = self.place(spec, config)
+        resumed = self._resumed(config)
+        slot.begin()
         pack.add(slot, resumed)
         self.running.append((slot, pack, feed))
         if resumed is None:
@@ -90,7 +96,8 @@ class Engine:
         _, pack, feed = min(self.running, key=lambda entry: entry[0].step)
         due = self._due(pack, feed)
         batches = [self._next_batch(slot, feed) for slot in due]
-        self._unheard.append((due, pack.step(due, feed.rows(batches, "train", pack.boundary))))
+        rows = feed.rows(batches, "train", [pack.boundary(slot) for slot in due])
+        self._unheard.append((due, pack.step(due, rows)))
         for slot, batch in zip(due, batches, strict=True):
             slot.took_step(batch.tokens)
             self.steps, self.tokens = self.steps + 1, self.tokens + batch.tokens
@@ -107,7 +114,8 @@ class Engine:
         waiting: dict[int, list[Slot]] = {}
         for slot in pack.slots:
             waiting.setdefault(self._next_batch(slot, feed).length, []).append(slot)
-        return max(waiting.values(), key=lambda slots: (len(slots), -min(slot.step for slot in slots)))
+        most = max(waiting.values(), key=lambda slots: (len(slots), -min(slot.step for slot in slots)))
+        return _few_shapes(most)
 
     def _listen(self) -> None:
         """Waits for the steps handed to the device, and shares their losses and the time they took."""
@@ -128,7 +136,7 @@ class Engine:
 
     def fuse(self, adapter_folder: Path, config: TrainConfig, folder: Path) -> Path:
         """Merges a saved adapter into the base model and writes it to `folder`."""
-        sites = self._sites(config, self._depth(config))
+        sites = self._sites(config)
         lora = config.lora_parameters
         adapter = load_adapter(str(adapter_folder), self.split, sites, lora.rank)
         return fuse(folder, self.base, self.split.blocks, sites, adapter, lora.multiplier)
@@ -150,32 +158,30 @@ class Engine:
         steps = steps_for(config.trainer, len(feed.train))
         return order(len(feed.train), steps, config.seed, spec.repeat)
 
-    def _depth(self, config: TrainConfig) -> int:
-        return self.base.info.depth if config.num_layers == "all" else int(config.num_layers)
+    def _bottom(self, config: TrainConfig) -> int:
+        """The lowest adapted block."""
+        return 0 if config.num_layers == "all" else self.base.info.depth - int(config.num_layers)
 
-    def _sites(self, config: TrainConfig, depth: int) -> list[adapters.Site]:
-        """The layers that the trial itself adapts."""
-        return [s for s in self._pack_sites(depth) if wanted(config, s)]
+    def _sites(self, config: TrainConfig) -> list[adapters.Site]:
+        """The layers that a trial adapts."""
+        keys, bottom = config.lora_parameters.keys, self._bottom(config)
+        return [site for site in self.sites if site.layer >= bottom and (keys is None or site.key in keys)]
 
-    def _pack_sites(self, depth: int) -> list[adapters.Site]:
-        return [site for site in self.sites if site.layer >= self.base.info.depth - depth]
-
-    def _pack(self, config: TrainConfig, depth: int, feed: Feed) -> Pack:
+    def _pack(self, config: TrainConfig, feed: Feed) -> Pack:
         lora = config.lora_parameters
-        key = (feed.key, depth, lora.dropout_on, lora.compute_dtype)
+        depth = None if self.joins else self._bottom(config)
+        key = (feed.key, depth, lora.dropout_on, lora.compute_dtype, config.trainer.grad_checkpoint)
         if key not in self._packs:
-            boundary = 0 if isinstance(self.split, Whole) else self.base.info.depth - depth
-            self._packs[key] = Pack(self.computation, self._pack_sites(depth), boundary, config)
+            self._packs[key] = Pack(self.computation, self.sites, config)
         return self._packs[key]
 
-    def _resumed(self, config: TrainConfig, depth: int) -> list[tuple[mx.array, mx.array]] | None:
-        """A and B for every site of the pack, zeros where the trial has none of its own."""
+    def _resumed(self, config: TrainConfig) -> dict[int, Pair] | None:
+        """A and B to start from, by site.index; None: those of every new trial."""
         if config.resume_adapter_file is None:
             return None
-        own, rank = self._sites(config, depth), config.lora_parameters.rank
-        loaded = load_adapter(config.resume_adapter_file, self.split, own, rank)
-        by_index = {site.index: pair for site, pair in zip(own, loaded, strict=True)}
-        return [by_index.get(site.index) or _zeros(site, rank) for site in self._pack_sites(depth)]
+        own = self._sites(config)
+        loaded = load_adapter(config.resume_adapter_file, self.split, own, config.lora_parameters.rank)
+        return {site.index: pair for site, pair in zip(own, loaded, strict=True)}
 
     def _next_batch(self, slot: Slot, feed: Feed) -> Batch:
         return feed.train[slot.order[slot.step]]
@@ -189,7 +195,7 @@ class Engine:
         """Mean loss over all counted tokens of the validation set, by slot."""
         sums = np.zeros(len(due))
         for batch in feed.valid:
-            rows = feed.rows([batch] * len(due), "valid", pack.boundary)
+            rows = feed.rows([batch] * len(due), "valid", [pack.boundary(slot) for slot in due])
             sums += np.array(pack.evaluate(due, rows).tolist())
         return (sums / sum(batch.tokens for batch in feed.valid)).tolist()
 
@@ -197,7 +203,7 @@ class Engine:
         slot.alive = slot.alive and math.isfinite(loss)
         improved = slot.step > 0 and loss < slot.best
         adapter = pack.adapter(slot) if improved else None
-        mx.eval(adapter or [])
+        mx.eval(adapter)
         self.events.append(Evaluated(slot.spec.name, slot.evaluated(loss, adapter)))
 
     def _finish_ended(self, entries: Sequence[tuple[Slot, Pack, Feed]]) -> None:
@@ -207,33 +213,34 @@ class Engine:
                 self._end(slot, pack, *verdict)
 
     def _end(self, slot: Slot, pack: Pack, state: str, reason: str | None) -> None:
-        digest, metrics = None, {**slot.metrics(), **self._costs(slot, pack)}
+        digest, metrics = None, {**slot.metrics(), **self._costs(slot.config)}
         if slot.spec.role == "base":
             metrics = {"best_val_loss": slot.last, "final_val_loss": slot.last, "val_perplexity": math.exp(slot.last)}
         elif slot.best_adapter is not None:
-            digest = self._save(slot, pack)
+            digest = self._save(slot)
             metrics["adapter_mb"] = (slot.adapter_path / "adapters.safetensors").stat().st_size / 1e6
         record = slot.end(state, reason, metrics, digest)
         self.running = [entry for entry in self.running if entry[0] is not slot]
         pack.remove(slot)
         self.events.append(Ended(slot.spec.name, vars(record).copy()))
 
-    def _save(self, slot: Slot, pack: Pack) -> str:
-        kept: list[tuple[adapters.Site, Any]] = [
-            (site, pair) for site, pair in zip(pack.sites, slot.best_adapter, strict=True) if wanted(slot.config, site)
-        ]
-        sites = [site for site, _ in kept]
-        adapter: Adapter = [pair for _, pair in kept]
-        config = adapter_config(slot.config, slot.depth, sites, self.base.info.folder)
+    def _save(self, slot: Slot) -> str:
+        sites = self._sites(slot.config)
+        adapter = [slot.best_adapter[site.index] for site in sites]
+        config = adapter_config(slot.config, self.base.info.depth - slot.bottom, sites, self.base.info.folder)
         return save_adapter(slot.adapter_path, self.split, sites, adapter, config)
 
-    def _costs(self, slot: Slot, pack: Pack) -> dict[str, float]:
-        rank = slot.config.lora_parameters.rank
-        own = [site for site in pack.sites if wanted(slot.config, site)]
-        per_rank = sum(math.prod(a) + math.prod(b) for a, b in (site.module.shapes() for site in own))
-        return {"trainable_params": rank * per_rank, "peak_memory_gb": backend.peak_memory_gb()}
+    def _costs(self, config: TrainConfig) -> dict[str, float]:
+        return {"trainable_params": self.trainable(config), "peak_memory_gb": backend.peak_memory_gb()}
+
+    def trainable(self, config: TrainConfig) -> int:
+        """The parameters that a trial trains."""
+        shapes = [site.module.shapes() for site in self._sites(config)]
+        return config.lora_parameters.rank * sum(math.prod(a) + math.prod(b) for a, b in shapes)
 
 
-def _zeros(site: adapters.Site, rank: int) -> tuple[mx.array, mx.array]:
-    a, b = site.module.shapes()
-    return mx.zeros((*a[:-1], rank)), mx.zeros((*b[:-2], rank, b[-1]))
+def _few_shapes(slots: list[Slot]) -> list[Slot]:
+    """The least advanced of the slots, in their order: as many as the largest power of two among them. A pack that
+    fills or drains would otherwise be compiled for every number of slots on its way."""
+    first = sorted(slots, key=lambda slot: slot.step)[: 1 << (len(slots).bit_length() - 1)]
+    return [slot for slot in slots if slot in first]

@@ -1,6 +1,8 @@
 """What goes into a step: the batches of one batch size, and the rows that slots make of them."""
 
 from collections.abc import Sequence
+from itertools import groupby
+from operator import itemgetter
 
 import mlx.core as mx
 import numpy as np
@@ -24,14 +26,17 @@ class Feed:
         self.valid = make_batches(data.valid[:eval_rows], batch_size, multiple)
         self.base_loss: float | None = None
 
-    def rows(self, batches: Sequence[Batch], split: str, boundary: int) -> Rows:
-        """The rows of one batch a slot, all of one length, one slot after the other; `split` is train or valid."""
+    def rows(self, batches: Sequence[Batch], split: str, boundaries: Sequence[int]) -> Rows:
+        """The rows of one batch a slot, all of one length, one slot after the other. `split` is train or valid;
+        `boundaries`: by slot, ascending, the lowest block its rows are to run through."""
 
         def stacked(name: str) -> mx.array:
             return mx.array(np.stack([getattr(batch, name) for batch in batches]))
 
-        tokens = mx.array(np.concatenate([batch.inputs for batch in batches]))
-        hidden = self._hidden(batches, split, boundary) if boundary > 0 else None
+        pairs = groupby(zip(boundaries, batches, strict=True), key=itemgetter(0))
+        groups = [(boundary, [batch for _, batch in pair]) for boundary, pair in pairs]
+        tokens = mx.array(np.concatenate([batch.inputs for batch in groups[0][1]]))
+        hidden = [self._hidden(group, split, boundary) for boundary, group in groups if boundary > 0]
         return Rows(tokens, hidden, stacked("positions"), stacked("targets"), stacked("weights"))
 
     def _hidden(self, batches: Sequence[Batch], split: str, boundary: int) -> mx.array:

@@ -8,6 +8,7 @@ waits (`mx.depends`) for the one before. For logits = h·Wᵀ + c and softmax p:
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -57,10 +58,10 @@ def _linear(weight: mx.array, bias: mx.array | None) -> tuple[Callable[..., Any]
     def parts(hidden: mx.array, targets: mx.array) -> tuple[mx.array, mx.array, mx.array]:
         """exp(logits - their maximum), its sum, and the loss. Each exponential is taken once, for both uses."""
         logits = hidden @ weight.T
-        logits = (logits if bias is None else logits + bias).astype(mx.float32)
-        chosen = mx.take_along_axis(logits, targets[:, None], axis=-1)
-        largest = logits.max(axis=-1, keepdims=True)
-        powers = mx.exp(logits - largest)
+        logits = logits if bias is None else logits + bias
+        chosen = mx.take_along_axis(logits, targets[:, None], axis=-1).astype(mx.float32)
+        largest = logits.max(axis=-1, keepdims=True).astype(mx.float32)
+        powers = _powers(logits, largest)
         total = powers.sum(axis=-1, keepdims=True)
         return powers, total, (mx.log(total) + largest - chosen)[:, 0]
 
@@ -70,6 +71,11 @@ def _linear(weight: mx.array, bias: mx.array | None) -> tuple[Callable[..., Any]
         return loss, expected - weight[targets].astype(mx.float32)
 
     return chunk, lambda hidden, targets: (parts(hidden, targets)[2],)
+
+
+@partial(mx.compile, shapeless=True)
+def _powers(logits: mx.array, largest: mx.array) -> mx.array:
+    return mx.exp(logits.astype(mx.float32) - largest)
 
 
 def _generic(split: Split) -> tuple[Callable[..., Any], Callable[..., Any]]:

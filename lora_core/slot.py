@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from lora_core.adapters import Site
 from lora_core.config import TrainConfig
 from lora_core.records import TrialRecord, append_metrics, save_trial
 from lora_core.schedule import learning_rate
@@ -22,13 +23,13 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-@dataclass
+@dataclass(eq=False)
 class Slot:
     """A running trial. Steps are optimizer steps; step i uses batch `order`[i]."""
 
     spec: TrialSpec
     config: TrainConfig
-    depth: int  # adapted blocks, from the top
+    bottom: int  # lowest adapted block
     order: np.ndarray  # int [steps], batch of each step
     step: int = 0
     best: float = math.inf
@@ -43,7 +44,8 @@ class Slot:
     alive: bool = True  # as last read from the device
     record: TrialRecord = field(init=False)
 
-    def __post_init__(self) -> None:
+    def begin(self) -> None:
+        """Leaves on disk that the trial has begun."""
         spec = self.spec
         self.record = TrialRecord(
             spec.name, spec.role, number=spec.number, repeat=spec.repeat, params=spec.params,
@@ -60,6 +62,11 @@ class Slot:
     @property
     def adapter_path(self) -> Path:
         return Path(self.config.adapter_path) if self.config.adapter_path else self.folder / "adapters"
+
+    def adapts(self, site: Site) -> bool:
+        """Whether the trial adapts this layer."""
+        keys = self.config.lora_parameters.keys
+        return self.bottom <= site.layer and (keys is None or site.key in keys)
 
     @property
     def steps(self) -> int:

@@ -18,7 +18,7 @@ import mlx.nn as nn
 TOLERANCE = {mx.float32: 1e-4, mx.float16: 1e-2, mx.bfloat16: 3e-2}
 
 
-class _StandIn:
+class StandIn:
     """Takes a module's place; anything it does not define itself is asked of the module."""
 
     def __init__(self, module: Any) -> None:
@@ -28,12 +28,12 @@ class _StandIn:
         return getattr(self._module, name)
 
 
-class _Skip(_StandIn):
+class _Skip(StandIn):
     def __call__(self, hidden: mx.array, *_: Any, **__: Any) -> mx.array:
         return hidden
 
 
-class _Inject(_StandIn):
+class _Inject(StandIn):
     def __init__(self, module: Any, hidden: mx.array) -> None:
         super().__init__(module)
         self._hidden = hidden
@@ -42,7 +42,18 @@ class _Inject(_StandIn):
         return self._hidden
 
 
-class _Capture(_StandIn):
+class _Join(StandIn):
+    """Appends rows that have been through this block already."""
+
+    def __init__(self, module: Any, rows: mx.array) -> None:
+        super().__init__(module)
+        self._rows = rows
+
+    def __call__(self, *args: Any, **kwargs: Any) -> mx.array:
+        return mx.concatenate([self._module(*args, **kwargs), self._rows])
+
+
+class _Capture(StandIn):
     hidden: mx.array
 
     def __call__(self, *args: Any, **kwargs: Any) -> mx.array:
@@ -56,26 +67,51 @@ class Split:
     Raises ValueError if no module of the model holds all blocks, and them alone, in one list.
     """
 
+    joins = True  # whether rows may join at a higher boundary than others started from
+
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.blocks: Sequence[nn.Module] = list(model.layers)
         self.names = _names_of(self.blocks, model)
         self.path, self.attribute = _place_of(self.blocks, model)
 
-    def prefix(self, tokens: mx.array, boundary: int) -> mx.array:
-        """Hidden states after blocks 0 … boundary-1; `boundary` is at least 1."""
-        last = _Capture(self.blocks[boundary - 1])
-        skipped = [_Skip(block) for block in self.blocks[boundary:]]
-        self._trunk([*self.blocks[: boundary - 1], last, *skipped])(tokens)
+    def prefix(self, tokens: mx.array, boundary: int, start: int = 0, hidden: mx.array | None = None) -> mx.array:
+        """Hidden states after blocks 0 … boundary-1; `boundary` is at least 1.
+
+        With a `start` below it they are made from `hidden`, those after block start-1.
+        """
+        blocks = self._from(start, hidden, self.blocks)
+        last = _Capture(blocks[boundary - 1])
+        skipped = [_Skip(block) for block in blocks[boundary:]]
+        self._trunk([*blocks[: boundary - 1], last, *skipped])(tokens)
         return last.hidden
 
-    def suffix(self, tokens: mx.array, hidden: mx.array | None, boundary: int) -> mx.array:
-        """Final normed hidden states from those after block boundary-1 (from the tokens at boundary 0)."""
-        blocks = list(self.blocks)
-        if boundary > 0:
-            skipped = [_Skip(block) for block in blocks[: boundary - 1]]
-            blocks[:boundary] = [*skipped, _Inject(blocks[boundary - 1], hidden)]
-        return self._trunk(blocks)(tokens)
+    def suffix(
+        self,
+        tokens: mx.array,
+        hidden: mx.array | None,
+        boundary: int,
+        joins: Sequence[tuple[int, mx.array]] = (),
+        blocks: Sequence[Any] | None = None,
+    ) -> mx.array:
+        """Final normed hidden states from those after block boundary-1 (from the tokens at boundary 0).
+
+        Each of `joins` brings a higher boundary, ascending, and the hidden states of further rows after the block
+        below it: those rows come after the others and run through the blocks above alone. `blocks` may stand in
+        for the model's own.
+        """
+        run = self._from(boundary, hidden, blocks or self.blocks)
+        for joint, rows in joins:
+            run[joint - 1] = _Join(run[joint - 1], rows)
+        return self._trunk(run)(tokens)
+
+    @staticmethod
+    def _from(start: int, hidden: mx.array | None, blocks: Sequence[Any]) -> list[Any]:
+        """The blocks, those below `start` left out and `hidden` put in their place."""
+        if start == 0:
+            return list(blocks)
+        skipped = [_Skip(block) for block in blocks[: start - 1]]
+        return [*skipped, _Inject(blocks[start - 1], hidden), *blocks[start:]]
 
     def head(self, hidden: mx.array) -> mx.array:
         """Logits [n, T, vocabulary] of final normed hidden states."""
@@ -126,12 +162,14 @@ def _with(module: nn.Module, path: list[str], replacement: Any) -> nn.Module:
 class Whole(Split):
     """A model that only runs as a whole: its final hidden states are its logits, its head does nothing."""
 
+    joins = False
+
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.blocks = list(model.layers)
         self.names = _names_of(self.blocks, model)
 
-    def suffix(self, tokens: mx.array, hidden: mx.array | None, boundary: int) -> mx.array:
+    def suffix(self, tokens: mx.array, *_: Any, **__: Any) -> mx.array:
         return self.model(tokens)
 
     def head(self, hidden: mx.array) -> mx.array:
@@ -141,20 +179,29 @@ class Whole(Split):
 def choose_split(model: nn.Module) -> tuple[Split, str | None]:
     """The model split in parts if that gives the logits of the whole, else the whole, with a line that says so.
 
-    Checked at the middle block, on random tokens.
+    Checked at the middle block, on random tokens; then again with half of the rows joining there.
     """
     tokens = mx.random.randint(0, 100, (2, 16), key=mx.random.key(0))
     try:
         split = Split(model)
         boundary = max(1, len(split.blocks) // 2)
-        parts = split.head(split.suffix(tokens, split.prefix(tokens, boundary), boundary))
-        difference = _difference(parts, model(tokens))
+        whole, middle = model(tokens), split.prefix(tokens, boundary)
+        difference = _difference(split.head(split.suffix(tokens, middle, boundary)), whole)
     except (AttributeError, TypeError, ValueError) as error:
         return Whole(model), f"The model does not run in parts ({error}): frozen blocks run at every step."
     if difference > TOLERANCE[_dtype(model)]:
         note = f"The model in parts differs from the whole by {difference:.1e}: frozen blocks run at every step."
         return Whole(model), note
-    return split, None
+    split.joins = _rows_can_join(split, tokens, middle, boundary, whole)
+    return split, None if split.joins else "Trials of different depth run one depth at a time: rows cannot join midway."
+
+
+def _rows_can_join(split: Split, tokens: mx.array, middle: mx.array, boundary: int, whole: mx.array) -> bool:
+    try:
+        joined = split.suffix(tokens[:1], None, 0, [(boundary, middle[1:])])
+        return _difference(split.head(joined), whole) <= TOLERANCE[whole.dtype]
+    except (AttributeError, TypeError, ValueError):
+        return False
 
 
 def _dtype(model: nn.Module) -> mx.Dtype:

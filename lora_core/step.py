@@ -5,37 +5,41 @@ a slot that diverges leaves the others' bits alone. Reductions are ordered so th
 not move a bit either.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from typing import Any
 
 import mlx.core as mx
 
 from lora_core.adapters import Active, Site, activated
 from lora_core.head import Losses
-from lora_core.split import Split
+from lora_core.split import Split, StandIn, Whole
 
 BETAS = (0.9, 0.999)  # Adam (Kingma & Ba 2015), with their bias correction
 EPSILON = 1e-8
 NORM_WIDTH = 256  # ranks are summed in blocks of this many, however wide the pack is
 
-Pairs = list[tuple[mx.array, mx.array]]  # (A, B) by site
+Pair = tuple[mx.array, mx.array]  # A and B
+Pairs = list[Pair]  # by site
 
 
 @dataclass(frozen=True)
 class Traits:
-    """What all slots of a pack share, and what a compiled step is made for."""
+    """What a step is made for, beside the shapes of its arrays."""
 
-    boundary: int  # lowest adapted block
+    groups: tuple[tuple[int, int], ...]  # lowest block to run, and slots that start there; ascending
     drop_input: bool
     base_dtype: bool  # adapter matrix products in the dtype of the base
     dropping: bool  # some slot has dropout
+    checkpoint: bool  # activations of adapted blocks are made again in the backward pass
 
 
 @dataclass
 class Rows:
     """One batch a slot. n = K·b rows; P loss positions a slot, those beyond the batch's own with weight 0."""
 
-    tokens: mx.array  # int32 [n, T]
-    hidden: mx.array | None  # [n, T, D] after the frozen prefix; None at boundary 0
+    tokens: mx.array  # int32 [n₀, T], those of the first group
+    hidden: list[mx.array]  # [n, T, D] after the frozen prefix, for each group but one at block 0
     positions: mx.array  # int32 [K, P], into b·T
     targets: mx.array  # int32 [K, P]
     weights: mx.array  # float32 [K, P]: 1 or 0
@@ -46,6 +50,7 @@ class Computation:
 
     def __init__(self, split: Split, losses: tuple[Losses, Losses]) -> None:
         self.split = split
+        self.splits = not isinstance(split, Whole)
         self.losses_with_gradient, self.losses = losses
 
     def evaluate(self, sites: list[Site], traits: Traits, adapters: Pairs, multiplier: mx.array, rows: Rows):
@@ -83,30 +88,61 @@ class Computation:
         self, sites: list[Site], traits: Traits, adapters: Pairs, multiplier: mx.array, dropout: dict | None, rows: Rows
     ) -> mx.array:
         """Final hidden states at the loss positions, [K·P, D]."""
-        dtype = (rows.hidden.dtype if rows.hidden is not None else None) if traits.base_dtype else mx.float32
+        dropping = dropout if traits.dropping else None
         actives = [
             Active(
-                a, b, multiplier[i],
-                dropout["keep"] if dropout and traits.dropping else None,
-                dropout["key"][:, i] if dropout and traits.dropping else None,
-                traits.drop_input, dtype or a.dtype,
+                a, b, multiplier[i, : len(a)],
+                dropping["keep"][: len(a)] if dropping else None,
+                dropping["key"][: len(a), i] if dropping else None,
+                traits.drop_input, traits.base_dtype,
             )
             for i, (a, b) in enumerate(adapters)
         ]  # fmt: skip
+        boundaries, hidden = [boundary for boundary, _ in traits.groups], list(rows.hidden)
+        first = hidden.pop(0) if boundaries[0] > 0 else None
+        joins = list(zip(boundaries[1:], hidden, strict=True))
         with activated(sites, actives):
-            final = self.split.suffix(rows.tokens, rows.hidden, traits.boundary)
+            blocks = self._checkpointed(sites, actives) if traits.checkpoint else None
+            final = self.split.suffix(rows.tokens, first, boundaries[0], joins, blocks)
         slots = rows.positions.shape[0]
         final = final.reshape(slots, -1, final.shape[-1])
         chosen = mx.take_along_axis(final, rows.positions[:, :, None], axis=1)
         return chosen.reshape(-1, final.shape[-1])
 
+    def _checkpointed(self, sites: list[Site], actives: list[Active]) -> list[Any]:
+        """The model's blocks, those with adapters made to forget their activations."""
+        blocks = list(self.split.blocks)
+        for layer in {site.layer for site in sites}:
+            own = [(site, active) for site, active in zip(sites, actives, strict=True) if site.layer == layer]
+            blocks[layer] = Checkpointed(blocks[layer], own)
+        return blocks
+
+
+class Checkpointed(StandIn):
+    """A block whose activations are made again for its gradient (Chen et al. 2016) instead of kept."""
+
+    def __init__(self, block: Any, adapters: list[tuple[Site, Active]]) -> None:
+        super().__init__(block)
+        self._sites = [site for site, _ in adapters]
+        self._actives = [active for _, active in adapters]
+
+    def __call__(self, hidden: mx.array, *rest: Any, **named: Any) -> mx.array:
+        def run(hidden: mx.array, pairs: Pairs) -> mx.array:
+            actives = [replace(active, a=a, b=b) for active, (a, b) in zip(self._actives, pairs, strict=True)]
+            with activated(self._sites, actives):
+                return self._module(hidden, *rest, **named)
+
+        return mx.checkpoint(run)(hidden, [(active.a, active.b) for active in self._actives])
+
 
 def squared_norm(gradients: Pairs) -> mx.array:
     """Sum of squares of each slot's gradients, float32 [K]."""
+    slots = max(len(a) for a, _ in gradients)
     by_rank = mx.zeros((1,))
     for a, b in reversed(gradients):
-        by_rank = by_rank + _by_rank(a, -1) + _by_rank(b, -2)
-    slots, rank = by_rank.shape
+        more = [(0, slots - len(a)), (0, 0)]  # slots that do not adapt this layer
+        by_rank = by_rank + mx.pad(_squares(a, -2) + _squares(b, -1), more)
+    rank = by_rank.shape[1]
     filled = mx.pad(by_rank, [(0, 0), (0, -rank % NORM_WIDTH)]).reshape(slots, -1, NORM_WIDTH)
     blocks = filled.sum(axis=-1)
     total = blocks[:, 0]
@@ -115,29 +151,24 @@ def squared_norm(gradients: Pairs) -> mx.array:
     return total
 
 
-def _by_rank(gradient: mx.array, axis: int) -> mx.array:
-    """[K, …] → [K, r], the sum of squares over everything but slot and rank."""
-    squares = mx.moveaxis(gradient * gradient, axis, 1)
-    return squares.reshape(*squares.shape[:2], -1).sum(axis=-1)
+def _squares(gradient: mx.array, axis: int) -> mx.array:
+    """[K, …] → [K, r]: the sum of squares along `axis`, and over the experts where there are any."""
+    sums = mx.square(gradient).sum(axis=axis)
+    return sums if sums.ndim == 2 else sums.sum(axis=1)
 
 
 def update(
     adapters: Pairs, gradients: Pairs, moments: tuple[Pairs, Pairs], slots: dict, factor: mx.array, alive: mx.array
 ) -> tuple[Pairs, tuple[Pairs, Pairs]]:
-    """AdamW (Loshchilov & Hutter 2019, algorithm 2), every quantity by slot; slots not alive stay as they are."""
+    """AdamW, every quantity by slot; slots not alive stay as they are."""
+    by_slot = [factor, *slots["moving"], slots["decay"], alive]
 
-    def one(p: mx.array, g: mx.array, m: mx.array, v: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-        def by_slot(values: mx.array) -> mx.array:
-            return values.reshape(-1, *[1] * (p.ndim - 1))
+    @cache  # many layers have the same slots
+    def settings(slots: int, dimensions: int) -> list[mx.array]:
+        return [values[:slots].reshape(slots, *[1] * (dimensions - 1)) for values in by_slot]
 
-        g = g * by_slot(factor)
-        m_new = BETAS[0] * m + (1 - BETAS[0]) * g
-        v_new = BETAS[1] * v + (1 - BETAS[1]) * g * g
-        rate, first, second = (by_slot(values) for values in slots["moving"])
-        decay = by_slot(slots["decay"])
-        p_new = p * (1 - rate * decay) - rate * (m_new * first) / (mx.sqrt(v_new * second) + EPSILON)
-        on = by_slot(alive)
-        return mx.where(on, p_new, p), mx.where(on, m_new, m), mx.where(on, v_new, v)
+    def one(p: mx.array, *state: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        return adamw(p, *state, *settings(len(p), p.ndim))
 
     done = [
         [one(p, g, m, v) for p, g, m, v in zip(*parts, strict=True)]
@@ -145,3 +176,17 @@ def update(
     ]
     new = [[(a[i], b[i]) for a, b in done] for i in range(3)]
     return new[0], (new[1], new[2])
+
+
+@partial(mx.compile, shapeless=True)
+def adamw(
+    p: mx.array, g: mx.array, m: mx.array, v: mx.array,
+    factor: mx.array, rate: mx.array, first: mx.array, second: mx.array, decay: mx.array, alive: mx.array,
+) -> tuple[mx.array, mx.array, mx.array]:  # fmt: skip
+    """AdamW (Loshchilov & Hutter 2019, algorithm 2) as one kernel: parameters, their gradient and moments [K, …]; by
+    slot the factor of clipping, learning rate, 1/(1-βᵗ) of both moments, weight decay, and whether to change."""
+    g = g * factor
+    m_new = BETAS[0] * m + (1 - BETAS[0]) * g
+    v_new = BETAS[1] * v + (1 - BETAS[1]) * g * g
+    p_new = p * (1 - rate * decay) - rate * (m_new * first) / (mx.sqrt(v_new * second) + EPSILON)
+    return mx.where(alive, p_new, p), mx.where(alive, m_new, m), mx.where(alive, v_new, v)

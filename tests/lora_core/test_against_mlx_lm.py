@@ -100,10 +100,10 @@ def logits(model, seed=0):
 def our_logits(engine, spec):
     """Logits of the base model with the trial's adapter in our own layers."""
     config = TrainConfig.from_dict(spec.config)
-    sites = engine._sites(config, engine._depth(config))
+    sites = engine._sites(config)
     pairs = load_adapter(f"{spec.folder}/adapters", engine.split, sites, config.lora_parameters.rank)
     multiplier = mx.array([config.lora_parameters.multiplier])
-    actives = [Active(a[None], b[None], multiplier, None, None, False, mx.float32) for a, b in pairs]
+    actives = [Active(a[None], b[None], multiplier, None, None, False, False) for a, b in pairs]
     with activated(sites, actives):
         return logits(engine.base.model)
 

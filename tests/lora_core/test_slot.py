@@ -20,7 +20,9 @@ def slot(tmp_path: Path) -> Slot:
     config = TrainConfig(trainer=TrainerConfig(iters=STEPS, eval_every=2, patience=2))
     config.optimizer = OptimizerConfig(learning_rate=1.0, warmup=0.0, schedule="linear")
     spec = TrialSpec("trial-0003", "trial", config.to_dict(), str(tmp_path / "trial-0003"), number=3)
-    return Slot(spec, config, 2, np.zeros(STEPS, dtype=np.int64))
+    slot = Slot(spec, config, 2, np.zeros(STEPS, dtype=np.int64))
+    slot.begin()
+    return slot
 
 
 def step(slot: Slot, *losses: float) -> None:
@@ -90,7 +92,7 @@ def test_rows_hold_means_since_the_last_row(slot: Slot) -> None:
 
 def test_a_restart_begins_its_metrics_anew(slot: Slot) -> None:
     play(slot, 1.0, 2.0)
-    Slot(slot.spec, slot.config, 2, slot.order)
+    Slot(slot.spec, slot.config, 2, slot.order).begin()
     assert load_metrics(slot.folder) == []
 
 
