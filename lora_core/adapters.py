@@ -29,18 +29,10 @@ class Active:
     """What one layer needs while a pack runs through it. Dropout is inverted: kept values are divided by `keep`."""
 
     a: mx.array  # [K, in, r]
-    b: mx.array  # [K, r, out]
-    multiplier: mx.array  # [K]
+    b: mx.array  # [K, r, out], multiplied by s already
     keep: mx.array | None  # [K], None: no slot drops anything
     keys: mx.array | None  # uint32 [K, 2]
     drop_input: bool  # dropout on the input of ΔW, not on ΔW·x
-    base_dtype: bool  # the adapter's matrix products in the dtype of the layer's input, not in A's and B's
-
-    def ready(self, x: mx.array) -> tuple[mx.array, mx.array]:
-        """A and s·B for an input like x. Scaling B rather than the product spares a pass over all rows."""
-        dtype = x.dtype if self.base_dtype else self.a.dtype
-        scaled = self.b * self.multiplier.reshape(-1, *[1] * (self.b.ndim - 1))
-        return self.a.astype(dtype), scaled.astype(dtype)
 
 
 class StackedLora(nn.Module):
@@ -59,7 +51,7 @@ class StackedLora(nn.Module):
         return _sum(y, self._delta(self.active, x).reshape(y.shape))
 
     def _delta(self, active: Active, x: mx.array) -> mx.array:
-        a, b = active.ready(x)
+        a, b = active.a, active.b
 
         def product(x: mx.array, a: mx.array, b: mx.array) -> mx.array:
             rows = x.astype(a.dtype).reshape(len(a), -1, x.shape[-1])
@@ -93,10 +85,9 @@ class ExpertLora(StackedLora):
         def through(z: mx.array, weight: mx.array) -> mx.array:
             return mx.gather_mm(z, weight[0], rhs_indices=indices, sorted_indices=sorted_indices)
 
-        a, b = active.ready(x)
-        rows = x.astype(a.dtype)
+        rows = x.astype(active.a.dtype)
         rows = _drop(rows[None], active)[0] if active.drop_input else rows
-        delta = through(through(rows, a), b)
+        delta = through(through(rows, active.a), active.b)
         delta = delta if active.drop_input else _drop(delta[None], active)[0]
         return _sum(y, delta)
 
@@ -121,7 +112,7 @@ def _drop(values: mx.array, active: Active) -> mx.array:
     return mx.where(draws < keep, values / keep.astype(values.dtype), 0)
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Site:
     """One adapted layer: `index` is the same for this layer in every pack, whatever its depth."""
 

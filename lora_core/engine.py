@@ -24,7 +24,8 @@ from lora_core.pack import Pack
 from lora_core.prefix import PrefixCache
 from lora_core.slot import Slot, Stopwatch
 from lora_core.split import Split, Whole, choose_split
-from lora_core.step import Computation, Pair
+from lora_core.stacks import Pair
+from lora_core.step import Computation
 from lora_core.trial import Ended, Evaluated, TrialSpec
 
 PREFIX_SHARE = 0.125  # of the device's memory, for hidden states after frozen blocks

@@ -55,8 +55,8 @@ class PrefixCache:
         if self.used + hidden.nbytes <= self.budget:
             self._kept[name] = hidden
             self.used += hidden.nbytes
-        elif self.disk_used + hidden.nbytes <= self.disk_budget and (folder := self._place()) is not None:
-            file = folder / f"{next(self._numbers)}.safetensors"
+        elif self._fits_on_disk(hidden.nbytes):
+            file = self._place() / f"{next(self._numbers)}.safetensors"
             try:
                 mx.save_safetensors(str(file), {"hidden": hidden})
             except RuntimeError:  # the disk is full: what is there stays, nothing more comes
@@ -66,15 +66,17 @@ class PrefixCache:
             self._files[name] = file
             self.disk_used += hidden.nbytes
 
-    def _place(self) -> Path | None:
+    def _fits_on_disk(self, size: int) -> bool:
+        # The folder first: how much room it has is part of the budget.
+        return self.disk_budget > 0 and self._place().exists() and self.disk_used + size <= self.disk_budget
+
+    def _place(self) -> Path:
         """The folder, made when it is first needed; its disk bounds the budget."""
         if self._folder is None:
             remove_orphans(Path(tempfile.gettempdir()))
             self._folder = tempfile.TemporaryDirectory(prefix=f"{NAME}{os.getpid()}-", ignore_cleanup_errors=True)
             free = shutil.disk_usage(self._folder.name).free
             self.disk_budget = min(self.disk_budget, int(DISK_SHARE * free))
-            if self.disk_budget == 0:
-                return None
         return Path(self._folder.name)
 
 

@@ -4,6 +4,8 @@ import math
 
 from lora_core.config import OptimizerConfig
 
+BETAS = (0.9, 0.999)  # of Adam (Kingma & Ba 2015)
+
 
 def learning_rate(optimizer: OptimizerConfig, step: int, steps: int) -> float:
     """The rate of step `step` (0 … steps-1). The first `warmup`·steps rise linearly to the full rate."""

@@ -12,8 +12,7 @@ import numpy as np
 from lora_core.adapters import Site
 from lora_core.config import TrainConfig
 from lora_core.records import TrialRecord, append_metrics, save_trial
-from lora_core.schedule import learning_rate
-from lora_core.step import BETAS
+from lora_core.schedule import BETAS, learning_rate
 from lora_core.trial import TrialSpec
 
 CHECK_EVERY = 8  # steps

@@ -73,6 +73,7 @@ class Split:
         self.model = model
         self.blocks: Sequence[nn.Module] = list(model.layers)
         self.names = _names_of(self.blocks, model)
+        self.dtype = dtype_of(model)
         self.path, self.attribute = _place_of(self.blocks, model)
 
     def prefix(self, tokens: mx.array, boundary: int, start: int = 0, hidden: mx.array | None = None) -> mx.array:
@@ -168,6 +169,7 @@ class Whole(Split):
         self.model = model
         self.blocks = list(model.layers)
         self.names = _names_of(self.blocks, model)
+        self.dtype = dtype_of(model)
 
     def suffix(self, tokens: mx.array, *_: Any, **__: Any) -> mx.array:
         return self.model(tokens)
@@ -189,7 +191,7 @@ def choose_split(model: nn.Module) -> tuple[Split, str | None]:
         difference = _difference(split.head(split.suffix(tokens, middle, boundary)), whole)
     except (AttributeError, TypeError, ValueError) as error:
         return Whole(model), f"The model does not run in parts ({error}): frozen blocks run at every step."
-    if difference > TOLERANCE[_dtype(model)]:
+    if difference > TOLERANCE[split.dtype]:
         note = f"The model in parts differs from the whole by {difference:.1e}: frozen blocks run at every step."
         return Whole(model), note
     split.joins = _rows_can_join(split, tokens, middle, boundary, whole)
@@ -199,12 +201,12 @@ def choose_split(model: nn.Module) -> tuple[Split, str | None]:
 def _rows_can_join(split: Split, tokens: mx.array, middle: mx.array, boundary: int, whole: mx.array) -> bool:
     try:
         joined = split.suffix(tokens[:1], None, 0, [(boundary, middle[1:])])
-        return _difference(split.head(joined), whole) <= TOLERANCE[whole.dtype]
+        return _difference(split.head(joined), whole) <= TOLERANCE[split.dtype]
     except (AttributeError, TypeError, ValueError):
         return False
 
 
-def _dtype(model: nn.Module) -> mx.Dtype:
+def dtype_of(model: nn.Module) -> mx.Dtype:
     """The dtype of the hidden states that tokens become."""
     return model(mx.zeros((1, 1), dtype=mx.int32)).dtype
 

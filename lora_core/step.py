@@ -1,10 +1,11 @@
-"""One optimizer step of a pack, as a pure function of arrays whose first axis is the slot.
+"""One optimizer step of a pack, as a pure function of arrays by group of layers and by slot.
 
 Nothing is summed across slots except the loss handed to autograd, whose gradient to each slot's own part is one:
 a slot that diverges leaves the others' bits alone. Reductions are ordered so that zero padding of the rank does
 not move a bit either.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
@@ -13,21 +14,19 @@ import mlx.core as mx
 
 from lora_core.adapters import Active, Site, activated
 from lora_core.head import Losses
+from lora_core.schedule import BETAS
 from lora_core.split import Split, StandIn, Whole
+from lora_core.stacks import Group, Pair, State
 
-BETAS = (0.9, 0.999)  # Adam (Kingma & Ba 2015), with their bias correction
 EPSILON = 1e-8
 NORM_WIDTH = 256  # ranks are summed in blocks of this many, however wide the pack is
-
-Pair = tuple[mx.array, mx.array]  # A and B
-Pairs = list[Pair]  # by site
 
 
 @dataclass(frozen=True)
 class Traits:
     """What a step is made for, beside the shapes of its arrays."""
 
-    groups: tuple[tuple[int, int], ...]  # lowest block to run, and slots that start there; ascending
+    starts: tuple[tuple[int, int], ...]  # lowest block to run, and slots that start there; ascending
     drop_input: bool
     base_dtype: bool  # adapter matrix products in the dtype of the base
     dropping: bool  # some slot has dropout
@@ -38,8 +37,8 @@ class Traits:
 class Rows:
     """One batch a slot. n = K·b rows; P loss positions a slot, those beyond the batch's own with weight 0."""
 
-    tokens: mx.array  # int32 [n₀, T], those of the first group
-    hidden: list[mx.array]  # [n, T, D] after the frozen prefix, for each group but one at block 0
+    tokens: mx.array  # int32 [n₀, T], those of the slots that start lowest
+    hidden: list[mx.array]  # [n, T, D] after the frozen prefix, by start but for one at block 0
     positions: mx.array  # int32 [K, P], into b·T
     targets: mx.array  # int32 [K, P]
     weights: mx.array  # float32 [K, P]: 1 or 0
@@ -53,57 +52,66 @@ class Computation:
         self.splits = not isinstance(split, Whole)
         self.losses_with_gradient, self.losses = losses
 
-    def evaluate(self, sites: list[Site], traits: Traits, adapters: Pairs, multiplier: mx.array, rows: Rows):
+    def evaluate(
+        self, groups: Sequence[Group], traits: Traits, adapters: list[Pair], multiplier: list[mx.array], rows: Rows
+    ) -> mx.array:
         """Sum of the losses of each slot's batch, float32 [K]. Nothing is dropped."""
-        hidden = self._hidden(sites, traits, adapters, multiplier, None, rows)
+        pairs = [self._ready(pair, s, traits) for pair, s in zip(adapters, multiplier, strict=True)]
+        hidden = self._hidden(_sites(groups), traits, _by_site(pairs), None, rows)
         losses = self.losses(hidden, rows.targets.reshape(-1))
         return (losses.reshape(rows.targets.shape) * rows.weights).sum(axis=1)
 
     def step(
-        self, sites: list[Site], traits: Traits, adapters: Pairs, moments: tuple[Pairs, Pairs], slots: dict, rows: Rows
-    ) -> tuple[Pairs, tuple[Pairs, Pairs], mx.array, mx.array]:
+        self, groups: Sequence[Group], traits: Traits, state: list[State], slots: dict, rows: Rows
+    ) -> tuple[list[State], mx.array, mx.array]:
         """One AdamW step of every slot.
 
-        slots: `multiplier` [S, K] by site; `keep`, `decay`, `clip`, `alive` [K]; `moving` [3, K], the learning rate
-        and 1/(1-βᵗ) of both moments; with dropout, `key` uint32 [K, S, 2].
-        Returns adapters, moments, the mean loss of each slot's tokens [K], and `alive` [K]: false from the first
-        loss or gradient that is not finite, and such a slot keeps the adapters it had.
+        slots: `multiplier` [m, 1, …] by group; `keep`, `decay`, `clip`, `alive` [K]; `moving` [3, K], the learning
+        rate and 1/(1-βᵗ) of both moments; with dropout, `key` uint32 [K, S, 2].
+        Returns the new state, the mean loss of each slot's tokens [K], and `alive` [K]: false from the first loss or
+        gradient that is not finite, and such a slot keeps the adapters it had.
         """
 
-        def objective(adapters: Pairs) -> tuple[mx.array, mx.array]:
-            hidden = self._hidden(sites, traits, adapters, slots["multiplier"], slots, rows)
+        def objective(pairs: list[Pair]) -> tuple[mx.array, mx.array]:
+            hidden = self._hidden(_sites(groups), traits, pairs, slots, rows)
             losses = self.losses_with_gradient(hidden, rows.targets.reshape(-1))
             counted = mx.maximum(rows.weights.sum(axis=1, keepdims=True), 1)
             mean = (losses.reshape(rows.targets.shape) * (rows.weights / counted)).sum(axis=1)
             return mean.sum(), mean
 
-        (_, mean), gradients = mx.value_and_grad(objective)(adapters)
-        norm = mx.sqrt(squared_norm(gradients))
+        ready = [self._ready(adapter, s, traits) for (adapter, *_), s in zip(state, slots["multiplier"], strict=True)]
+        (_, mean), by_site = mx.value_and_grad(objective)(_by_site(ready))
+        gradients = _by_group(by_site, groups, slots["multiplier"])
+        norm = mx.sqrt(squared_norm(groups, gradients, len(mean)))
         alive = slots["alive"] & mx.isfinite(mean) & mx.isfinite(norm)
         factor = mx.minimum(1.0, slots["clip"] / (norm + 1e-6))
-        adapters, moments = update(adapters, gradients, moments, slots, factor, alive)
-        return adapters, moments, mean, alive
+        return update(state, gradients, slots, factor, alive), mean, alive
+
+    def _ready(self, adapter: Pair, multiplier: mx.array, traits: Traits) -> Pair:
+        """A and s·B as the layers take them. Scaling B rather than the product spares a pass over all rows."""
+        a, b = adapter[0], adapter[1] * multiplier
+        return (a.astype(self.split.dtype), b.astype(self.split.dtype)) if traits.base_dtype else (a, b)
 
     def _hidden(
-        self, sites: list[Site], traits: Traits, adapters: Pairs, multiplier: mx.array, dropout: dict | None, rows: Rows
+        self, sites: list[Site], traits: Traits, pairs: list[Pair], dropout: dict | None, rows: Rows
     ) -> mx.array:
         """Final hidden states at the loss positions, [K·P, D]."""
         dropping = dropout if traits.dropping else None
         actives = [
             Active(
-                a, b, multiplier[i, : len(a)],
+                a, b,
                 dropping["keep"][: len(a)] if dropping else None,
                 dropping["key"][: len(a), i] if dropping else None,
-                traits.drop_input, traits.base_dtype,
+                traits.drop_input,
             )
-            for i, (a, b) in enumerate(adapters)
+            for i, (a, b) in enumerate(pairs)
         ]  # fmt: skip
-        boundaries, hidden = [boundary for boundary, _ in traits.groups], list(rows.hidden)
-        first = hidden.pop(0) if boundaries[0] > 0 else None
-        joins = list(zip(boundaries[1:], hidden, strict=True))
+        starts, hidden = [start for start, _ in traits.starts], list(rows.hidden)
+        first = hidden.pop(0) if starts[0] > 0 else None
+        joins = list(zip(starts[1:], hidden, strict=True))
         with activated(sites, actives):
             blocks = self._checkpointed(sites, actives) if traits.checkpoint else None
-            final = self.split.suffix(rows.tokens, first, boundaries[0], joins, blocks)
+            final = self.split.suffix(rows.tokens, first, starts[0], joins, blocks)
         slots = rows.positions.shape[0]
         final = final.reshape(slots, -1, final.shape[-1])
         chosen = mx.take_along_axis(final, rows.positions[:, :, None], axis=1)
@@ -127,7 +135,7 @@ class Checkpointed(StandIn):
         self._actives = [active for _, active in adapters]
 
     def __call__(self, hidden: mx.array, *rest: Any, **named: Any) -> mx.array:
-        def run(hidden: mx.array, pairs: Pairs) -> mx.array:
+        def run(hidden: mx.array, pairs: list[Pair]) -> mx.array:
             actives = [replace(active, a=a, b=b) for active, (a, b) in zip(self._actives, pairs, strict=True)]
             with activated(self._sites, actives):
                 return self._module(hidden, *rest, **named)
@@ -135,13 +143,35 @@ class Checkpointed(StandIn):
         return mx.checkpoint(run)(hidden, [(active.a, active.b) for active in self._actives])
 
 
-def squared_norm(gradients: Pairs) -> mx.array:
-    """Sum of squares of each slot's gradients, float32 [K]."""
-    slots = max(len(a) for a, _ in gradients)
+def _sites(groups: Sequence[Group]) -> list[Site]:
+    return [site for group in groups for site in group]
+
+
+def _by_site(stacks: list[Pair]) -> list[Pair]:
+    return [(a[i], b[i]) for a, b in stacks for i in range(len(a))]
+
+
+def _by_group(gradients: list[Pair], groups: Sequence[Group], multiplier: list[mx.array]) -> list[Pair]:
+    """Gradients to A and B, stacked and in float32, from those to A and s·B by site."""
+    remaining, stacks = iter(gradients), []
+    for group, s in zip(groups, multiplier, strict=True):
+        a, b = zip(*[next(remaining) for _ in group], strict=True)
+        stacks.append((mx.stack(a).astype(mx.float32), mx.stack(b).astype(mx.float32) * s))
+    return stacks
+
+
+def squared_norm(groups: Sequence[Group], gradients: list[Pair], slots: int) -> mx.array:
+    """Sum of squares of each slot's gradients, float32 [K]; layer by layer from the top, whatever the groups are."""
+    by_site = {
+        site.index: sums[i]
+        for group, (a, b) in zip(groups, gradients, strict=True)
+        for sums in [_squares(a, -2) + _squares(b, -1)]
+        for i, site in enumerate(group)
+    }
     by_rank = mx.zeros((1,))
-    for a, b in reversed(gradients):
-        more = [(0, slots - len(a)), (0, 0)]  # slots that do not adapt this layer
-        by_rank = by_rank + mx.pad(_squares(a, -2) + _squares(b, -1), more)
+    for _, sums in sorted(by_site.items(), reverse=True):
+        absent = slots - len(sums)  # slots that do not adapt this layer
+        by_rank = by_rank + (mx.pad(sums, [(0, absent), (0, 0)]) if absent else sums)
     rank = by_rank.shape[1]
     filled = mx.pad(by_rank, [(0, 0), (0, -rank % NORM_WIDTH)]).reshape(slots, -1, NORM_WIDTH)
     blocks = filled.sum(axis=-1)
@@ -152,38 +182,35 @@ def squared_norm(gradients: Pairs) -> mx.array:
 
 
 def _squares(gradient: mx.array, axis: int) -> mx.array:
-    """[K, …] → [K, r]: the sum of squares along `axis`, and over the experts where there are any."""
+    """[L, K, …] → [L, K, r]: the sum of squares along `axis`, and over the experts where there are any."""
     sums = mx.square(gradient).sum(axis=axis)
-    return sums if sums.ndim == 2 else sums.sum(axis=1)
+    return sums if sums.ndim == 3 else sums.sum(axis=2)
 
 
-def update(
-    adapters: Pairs, gradients: Pairs, moments: tuple[Pairs, Pairs], slots: dict, factor: mx.array, alive: mx.array
-) -> tuple[Pairs, tuple[Pairs, Pairs]]:
+def update(state: list[State], gradients: list[Pair], slots: dict, factor: mx.array, alive: mx.array) -> list[State]:
     """AdamW, every quantity by slot; slots not alive stay as they are."""
     by_slot = [factor, *slots["moving"], slots["decay"], alive]
 
-    @cache  # many layers have the same slots
-    def settings(slots: int, dimensions: int) -> list[mx.array]:
-        return [values[:slots].reshape(slots, *[1] * (dimensions - 1)) for values in by_slot]
+    @cache  # many groups have the same slots
+    def settings(members: int, dimensions: int) -> list[mx.array]:
+        return [values[:members].reshape(members, *[1] * dimensions) for values in by_slot]
 
-    def one(p: mx.array, *state: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-        return adamw(p, *state, *settings(len(p), p.ndim))
+    def one(g: mx.array, *state: mx.array) -> tuple[mx.array, ...]:
+        return adamw(g, *state, *settings(g.shape[1], g.ndim - 2))
 
-    done = [
-        [one(p, g, m, v) for p, g, m, v in zip(*parts, strict=True)]
-        for parts in zip(adapters, gradients, *moments, strict=True)
-    ]
-    new = [[(a[i], b[i]) for a, b in done] for i in range(3)]
-    return new[0], (new[1], new[2])
+    new = []
+    for stacks, (grad_a, grad_b) in zip(state, gradients, strict=True):
+        a, b = zip(*stacks, strict=True)
+        new.append(tuple(zip(one(grad_a, *a), one(grad_b, *b), strict=True)))
+    return new
 
 
 @partial(mx.compile, shapeless=True)
 def adamw(
-    p: mx.array, g: mx.array, m: mx.array, v: mx.array,
+    g: mx.array, p: mx.array, m: mx.array, v: mx.array,
     factor: mx.array, rate: mx.array, first: mx.array, second: mx.array, decay: mx.array, alive: mx.array,
 ) -> tuple[mx.array, mx.array, mx.array]:  # fmt: skip
-    """AdamW (Loshchilov & Hutter 2019, algorithm 2) as one kernel: parameters, their gradient and moments [K, …]; by
+    """AdamW (Loshchilov & Hutter 2019, algorithm 2) in few kernels: gradient, parameters and moments [L, m, …]; by
     slot the factor of clipping, learning rate, 1/(1-βᵗ) of both moments, weight decay, and whether to change."""
     g = g * factor
     m_new = BETAS[0] * m + (1 - BETAS[0]) * g

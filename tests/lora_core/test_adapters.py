@@ -72,7 +72,8 @@ def test_b_is_zero_and_experts_have_a_matrix_each() -> None:
 
 def active(a: mx.array, b: mx.array, multiplier: list[float], keep=None, seed: int = 0, drop_input=False) -> Active:
     keys = None if keep is None else mx.stack([mx.random.key(seed + k) for k in range(len(keep))])
-    return Active(a, b, mx.array(multiplier), None if keep is None else mx.array(keep), keys, drop_input, False)
+    scaled = b * mx.array(multiplier).reshape(-1, 1, 1)
+    return Active(a, scaled, None if keep is None else mx.array(keep), keys, drop_input)
 
 
 def filled(slots: int = 2, rank: int = 4, outputs: int = OUT) -> tuple[mx.array, mx.array]:

@@ -102,8 +102,8 @@ def our_logits(engine, spec):
     config = TrainConfig.from_dict(spec.config)
     sites = engine._sites(config)
     pairs = load_adapter(f"{spec.folder}/adapters", engine.split, sites, config.lora_parameters.rank)
-    multiplier = mx.array([config.lora_parameters.multiplier])
-    actives = [Active(a[None], b[None], multiplier, None, None, False, False) for a, b in pairs]
+    multiplier = config.lora_parameters.multiplier
+    actives = [Active(a[None], multiplier * b[None], None, None, False) for a, b in pairs]
     with activated(sites, actives):
         return logits(engine.base.model)
 

@@ -53,13 +53,13 @@ def adapted_logits(engine: Engine, spec: TrialSpec) -> np.ndarray:
     config = TrainConfig.from_dict(spec.config)
     tensors = mx.load(f"{spec.folder}/adapters/adapters.safetensors")
     sites = [site for site in engine.sites if f"{name_of(engine, site)}.lora_a" in tensors]
-    multiplier = mx.array([config.lora_parameters.multiplier])
+    multiplier = config.lora_parameters.multiplier
     actives = []
     for site in sites:
         a, b = (tensors[f"{name_of(engine, site)}.lora_{letter}"] for letter in "ab")
         if a.ndim == 3:  # experts: mlx_lm's layout is the transpose of ours
             a, b = a.swapaxes(1, 2), b.swapaxes(1, 2)
-        actives.append(Active(a[None], b[None], multiplier, None, None, False, False))
+        actives.append(Active(a[None], multiplier * b[None], None, None, False))
     with activated(sites, actives):
         return np.array(engine.base.model(some_tokens()))
 

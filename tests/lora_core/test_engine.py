@@ -14,7 +14,6 @@ from lora_core.data import Row
 from lora_core.engine import Engine
 from lora_core.errors import UserError
 from lora_core.records import load_metrics, load_trial
-from lora_core.step import squared_norm
 from lora_core.trial import Ended, Evaluated
 from tests.lora_core.helpers import demo, losses, new_engine, run, same_result, weights
 
@@ -112,14 +111,6 @@ def test_clipping_is_per_slot(make_spec):
     assert losses(tight)[-1][1] != pytest.approx(losses(free)[-1][1], rel=1e-4)
 
 
-def test_the_clipped_norm_is_that_of_all_the_slots_gradients():
-    one = mx.random.normal((2, 5, 3), key=mx.random.key(0)), mx.random.normal((2, 3, 4), key=mx.random.key(1))
-    two = mx.random.normal((2, 4, 3), key=mx.random.key(2)), mx.random.normal((2, 3, 5), key=mx.random.key(3))
-    for slot, found in enumerate(squared_norm([one, two]).tolist()):
-        flat = np.concatenate([np.array(part[slot]).ravel() for pair in (one, two) for part in pair])
-        assert found == pytest.approx(float((flat**2).sum()), rel=1e-5)
-
-
 def test_resuming_continues_where_the_first_run_ended(make_spec):
     first = make_spec("first", learning_rate=2e-3)
     run(new_engine(), first)
@@ -187,6 +178,46 @@ def test_no_training_row_is_left_out_of_an_epoch(make_spec):
     assert sorted(i for batch in feed.train for i in batch.rows) == list(range(13))
     assert record.step == len(feed.train)
     assert engine.tokens == sum(int(row.counts[1:].sum()) for row in engine.data.train)
+
+
+def test_no_layer_runs_that_no_slot_adapts(make_spec):
+    engine = new_engine(2)
+    for name, keys in (("first", ["mlp.up_proj"]), ("second", ["mlp.up_proj", "self_attn.q_proj"])):
+        engine.start(make_spec(name, keys=keys))
+    (_, pack, _), _ = engine.running
+    sites = {(site.layer, site.key) for group in pack.stacks().state for site in group}
+    assert sites == {(layer, key) for layer in (2, 3) for key in ("mlp.up_proj", "self_attn.q_proj")}
+    engine.stop("second")
+    assert {site.key for group in pack.stacks().state for site in group} == {"mlp.up_proj"}
+
+
+def test_a_pack_steps_with_a_power_of_two_of_its_slots(make_spec):
+    engine = new_engine(3)
+    for name in ("a", "b", "c"):
+        engine.start(make_spec(name))
+    steps = []
+    for _ in range(3):
+        engine.advance()
+        steps.append(sorted(slot.step for slot, _, _ in engine.running))
+    assert steps == [[0, 1, 1], [1, 1, 2], [2, 2, 2]]
+
+
+def test_checkpointing_runs_adapted_blocks_again_and_changes_no_bit(make_spec, monkeypatch):
+    calls: dict[bool, int] = {}
+    specs = {again: make_spec(f"trial-{again}", grad_checkpoint=again, dropout=0.1, iters=2) for again in (False, True)}
+    for again, spec in specs.items():
+        engine = new_engine()
+        block, plain = type(engine.base.model.layers[0]), type(engine.base.model.layers[0]).__call__
+
+        def counted(*arguments, plain=plain, again=again, **named):
+            calls[again] = calls.get(again, 0) + 1
+            return plain(*arguments, **named)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(block, "__call__", counted)
+            run(engine, spec)
+    assert calls[True] > calls[False]
+    assert same_result(*specs.values())
 
 
 def test_two_engines_may_share_a_base(make_spec):

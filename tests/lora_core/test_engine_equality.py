@@ -9,6 +9,7 @@ import mlx.core as mx
 import pytest
 
 from lora_core import adapters
+from lora_core import split as splitting
 from lora_core.pack import Pack
 from lora_core.step import Computation
 from tests.lora_core.helpers import bits_are_promised, losses, new_engine, new_spec, run, same_result
@@ -23,6 +24,8 @@ SETTINGS = [
     {"rank": 8, "keys": ["self_attn.q_proj", "mlp.down_proj"], "repeat": 1},
     {"rank": 4, "dropout": 0.1, "dropout_on": "input", "iters": 4},
     {"rank": 6, "dropout": 0.3, "seed": 1},
+    {"rank": 40, "num_layers": "all", "grad_checkpoint": True},
+    {"rank": 4, "num_layers": 1, "keys": ["mlp.up_proj"], "batch_size": 2},
 ]
 ALL = range(len(SETTINGS))
 PAIR = [2, 6]  # two that share a pack and both have dropout
@@ -45,7 +48,7 @@ def equal(alone, folder, engine, which=ALL):
     return [same_result(alone[i], spec) for i, spec in zip(which, specs, strict=True)]
 
 
-@pytest.mark.parametrize("slots", [2, 3, 7])
+@pytest.mark.parametrize("slots", [2, 3, 9])
 def test_packed_equals_alone(alone, tmp_path, slots):
     assert all(equal(alone, tmp_path, new_engine(slots)))
 
@@ -56,7 +59,7 @@ def test_slot_and_neighbours_do_not_matter(alone, tmp_path):
 
 def test_prefix_cache_does_not_matter(alone, tmp_path):
     engine = new_engine(2)
-    engine.prefixes.budget = 0
+    engine.prefixes.budget = engine.prefixes.disk_budget = 0
     assert all(equal(alone, tmp_path, engine, PAIR))
 
 
@@ -67,8 +70,33 @@ def test_diverging_neighbour_leaves_bits_alone(alone, make_spec):
     assert (record.state, record.reason) == ("failed", "diverged")
 
 
+def test_one_depth_at_a_time_does_not_matter(alone, tmp_path):
+    engine = new_engine(4)
+    engine.joins = False
+    assert all(equal(alone, tmp_path, engine))
+
+
+def test_prefixes_on_disk_do_not_matter(alone, tmp_path):
+    engine = new_engine(2)
+    engine.prefixes.budget = 0
+    assert all(equal(alone, tmp_path, engine, PAIR)) and engine.prefixes.disk_used > 0
+
+
+def test_rows_that_join_at_another_block_are_noticed(alone, tmp_path, monkeypatch):
+    class Early(splitting._Join):
+        def __call__(self, hidden, *rest, **named):
+            return self._module(mx.concatenate([hidden, self._rows]), *rest, **named)
+
+    engine = new_engine(2)
+    monkeypatch.setattr(splitting, "_Join", Early)
+    assert not any(equal(alone, tmp_path, engine, [3, 6]))
+
+
 def swapped_a(step):
-    return lambda self, sites, traits, pairs, *rest: step(self, sites, traits, [(a[::-1], b) for a, b in pairs], *rest)
+    def swapped(self, groups, traits, state, *rest):
+        return step(self, groups, traits, [((a[:, ::-1], b), *moments) for (a, b), *moments in state], *rest)
+
+    return swapped
 
 
 def divided_loss(step):
@@ -123,9 +151,9 @@ def test_padding_of_the_rank_stays_zero(make_spec):
     for _ in range(4):
         engine.advance()
     _, used, _ = engine.running[0]
-    for (a, b), *_ in used._state.values():
-        assert not mx.any(a[0][..., 3:]).item() and not mx.any(b[0][..., 3:, :]).item()
-        assert mx.any(a[0][..., :3]).item() and mx.any(b[0][..., :3, :]).item()
+    for (a, b), *_ in used.stacks().state.values():
+        assert not mx.any(a[:, 0, :, 3:]).item() and not mx.any(b[:, 0, 3:]).item()
+        assert mx.any(a[:, 0, :, :3]).item() and mx.any(b[:, 0, :3]).item()
 
 
 def test_losses_of_different_settings_differ(alone):

@@ -1,0 +1,110 @@
+"""Where prefixes are kept: memory, then disk, then nowhere; always the same numbers."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+
+from lora_core import prefix
+from lora_core.batches import make_batches
+from lora_core.models import load
+from lora_core.prefix import NAME, PrefixCache, remove_orphans
+from lora_core.split import Split
+from tests.lora_core.helpers import demo
+
+
+@pytest.fixture(scope="module")
+def split() -> Split:
+    return Split(load("builtin:tiny").model)
+
+
+@pytest.fixture(autouse=True)
+def temporary(monkeypatch, tmp_path) -> Path:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return tmp_path
+
+
+BATCHES = make_batches(demo().train[:8], 4, 8)
+
+
+def counted(split: Split, monkeypatch) -> list[int]:
+    """The boundaries of the prefixes that were computed."""
+    seen: list[int] = []
+    plain = split.prefix
+
+    def spy(tokens, boundary, start=0, hidden=None):
+        seen.append(boundary)
+        return plain(tokens, boundary, start, hidden)
+
+    monkeypatch.setattr(split, "prefix", spy)
+    return seen
+
+
+@pytest.mark.parametrize(("budget", "disk_budget", "computed"), [(1 << 30, 0, 2), (0, 1 << 30, 2), (0, 0, 4)])
+def test_each_is_computed_once_where_there_is_room(split, monkeypatch, budget, disk_budget, computed):
+    expected = [split.prefix(mx.array(batch.inputs), 2) for batch in BATCHES]
+    seen = counted(split, monkeypatch)
+    cache = PrefixCache(split, budget, disk_budget)
+    for _ in range(2):
+        for batch, right in zip(BATCHES, expected, strict=True):
+            assert mx.array_equal(cache.hidden(batch, batch.index, 2), right)
+    assert seen == [2] * computed
+
+
+def test_budgets_are_kept(split, temporary):
+    size = split.prefix(mx.array(BATCHES[0].inputs), 2).nbytes
+    cache = PrefixCache(split, size, size)
+    for key in range(4):
+        cache.hidden(BATCHES[0], key, 2)
+    files = list(temporary.rglob("*.safetensors"))
+    assert (cache.used, cache.disk_used, len(files)) == (size, size, 1)
+
+
+def test_a_deeper_boundary_starts_from_a_lower_one(split, monkeypatch):
+    cache = PrefixCache(split, 1 << 30)
+    lower = cache.hidden(BATCHES[0], "batch", 1)
+    starts = []
+    plain = split.prefix
+    monkeypatch.setattr(split, "prefix", lambda *given: starts.append(given[2:]) or plain(*given))
+    found = cache.hidden(BATCHES[0], "batch", 3)
+    assert len(starts) == 1 and starts[0][0] == 1 and starts[0][1] is lower
+    assert mx.array_equal(found, plain(mx.array(BATCHES[0].inputs), 3))
+
+
+def test_the_files_go_with_the_cache(split, temporary):
+    cache = PrefixCache(split, 0)
+    cache.hidden(BATCHES[0], 0, 2)
+    assert list(temporary.iterdir())
+    del cache
+    assert not list(temporary.iterdir())
+
+
+def test_a_full_disk_stops_the_writing_only(split, monkeypatch, temporary):
+    def full(*_):
+        raise RuntimeError("No space left on device")
+
+    monkeypatch.setattr(mx, "save_safetensors", full)
+    cache = PrefixCache(split, 0)
+    expected = split.prefix(mx.array(BATCHES[0].inputs), 2)
+    assert mx.array_equal(cache.hidden(BATCHES[0], 0, 2), expected)
+    assert cache.disk_budget == 0 and not list(temporary.rglob("*.safetensors"))
+
+
+def test_folders_of_processes_that_are_gone_are_removed(temporary):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    for process in (gone.pid, os.getpid()):
+        (temporary / f"{NAME}{process}-x").mkdir()
+    (temporary / "something-else").mkdir()
+    remove_orphans(temporary)
+    assert {path.name for path in temporary.iterdir()} == {f"{NAME}{os.getpid()}-x", "something-else"}
+
+
+def test_a_small_disk_bounds_the_budget(split, monkeypatch):
+    monkeypatch.setattr(prefix.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 100})())
+    cache = PrefixCache(split, 0)
+    cache.hidden(BATCHES[0], 0, 2)
+    assert (cache.disk_budget, cache.disk_used) == (50, 0)
