@@ -81,9 +81,10 @@ class Fused:
 
 @dataclass
 class Fault:
-    """`user`: bad input, to be shown as it is; otherwise our own bug, with its traceback."""
+    """`kind`: user, bad input, to be shown as it is; memory, there was too little of it; bug, one of ours. The last
+    two come with a traceback, and are the worker's last words."""
 
-    user: bool
+    kind: str
     message: str
 
 

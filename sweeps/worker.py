@@ -31,9 +31,10 @@ def main() -> None:
     except BrokenPipeError:
         pass  # the parent is gone
     except UserError as error:
-        channel.send(Fault(True, str(error)))
-    except Exception:
-        channel.send(Fault(False, traceback.format_exc()))
+        channel.send(Fault("user", str(error)))
+    except Exception as error:
+        kind = "memory" if backend.is_out_of_memory(error) else "bug"
+        channel.send(Fault(kind, traceback.format_exc()))
 
 
 def _channel() -> Channel:

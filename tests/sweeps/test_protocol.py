@@ -28,7 +28,7 @@ SPEC = TrialSpec("trial-0007", "trial", CONFIG, "/out/ä b", 7, params={"lora_pa
         Progress(3, 100, 0.25),
         Fuse("/out/adapters", CONFIG, "/out/best"),
         Fused(None, "no space left"),
-        Fault(True, "two\nlines"),
+        Fault("user", "two\nlines"),
     ],
 )
 def test_round_trip(message: Message) -> None:
