@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lora_core.records import StudyRecord, save_study
 from lora_core.slot import now
-from sweeps.client import Worker, WorkerDied
+from sweeps.client import OutOfMemory, Worker, WorkerDied
 from sweeps.display import Display
 from sweeps.preflight import (
     check_places,
@@ -92,8 +92,32 @@ class Search:
         """Trains what is missing of the study, merges the winner, writes the report."""
         with locked(self.folder), self._recorded():
             with self.display:
-                self.trials.train(worker, slots)
+                self._train(worker, slots)
             self._finish(worker)
+
+    def _train(self, worker: Worker, slots: int) -> None:
+        """Trains to the end, with half the slots each time that memory runs out."""
+        while True:
+            try:
+                return self.trials.train(worker, slots)
+            except OutOfMemory as death:
+                slots = self._slots_after(death, slots)
+            worker.restart(slots)
+            worker.ready()
+
+    def _slots_after(self, death: OutOfMemory, slots: int) -> int:
+        """How many to go on with. Raises `death` where fewer would not help, or it may be no want of memory."""
+        if slots > 1:
+            self.trials.again()
+            self.record.environment["slots"] = slots // 2
+            self._note(f"{write_log(self.folder, death)} Slots {slots} → {slots // 2}.")
+            self._save("running")
+            return slots // 2
+        # Without room for the base model itself there is none for any trial.
+        if not death.told or "base" in self.trials.running:
+            raise death
+        self.trials.out_of_memory()
+        return 1
 
     @contextmanager
     def _recorded(self) -> Iterator[None]:
