@@ -8,9 +8,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from lora_core.errors import UserError
-from sweeps.protocol import Channel, Fault, Fuse, Fused, Go, Message, Progress, Ready, Report, Setup
+from lora_core.measured import Probe
+from sweeps.protocol import Channel, Fault, Fuse, Fused, Go, Measure, Message, Progress, Ready, Report, Setup
 
 LOG_LINES = 200  # of the worker's output, kept when it dies
 # MLX on a CPU that has no more memory ends with SIGSEGV, on Metal it may abort; the system's own way is SIGKILL.
@@ -76,7 +78,14 @@ class Worker:
         assert isinstance(message, Ready)
         return message
 
-    def send(self, message: Go | Fuse | Setup) -> None:
+    def measure(self, samples: list[dict[str, Any]]) -> Probe:
+        """Has these configurations measured, in up to as many slots as there are; the fastest number stays."""
+        self.send(Measure(samples))
+        message = self._receive()
+        assert isinstance(message, Probe)
+        return message
+
+    def send(self, message: Go | Fuse | Setup | Measure) -> None:
         try:
             self.channel.send(message)
         except BrokenPipeError:

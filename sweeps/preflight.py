@@ -73,6 +73,14 @@ def most_slots(config: SweepConfig, earlier: StudyRecord | None) -> int:
     return min(most, used) if same and shrunk else most
 
 
+def slots_for(config: SweepConfig, earlier: StudyRecord | None) -> tuple[int, bool]:
+    """How many slots to set up; and whether that is only the most there may be, of which measuring chooses."""
+    most = most_slots(config, earlier)
+    if config.trainer.slots != "auto":
+        return min(int(config.trainer.slots), most), False
+    return most, earlier is None or "slots" not in earlier.environment
+
+
 def _most(sampler: str, pruner: str, n_trials: int) -> int:
     return max(1, n_trials // 4) if sampler != "random" or pruner != "none" else n_trials
 

@@ -112,8 +112,11 @@ def check_fits(study: Study, record: StudyRecord, folder: Path) -> None:
 def study_record(name: str, folder: Path, job: Job, ready: Ready, notes: list[str], resume: str) -> StudyRecord:
     """The study's record: the old one, if there is one, brought up to date."""
     config = job.config
+    earlier = earlier_record(folder) or StudyRecord(name, created=now())
+    # How the number of slots came about is not found out again.
+    history = [note for note in earlier.notes if "Slots " in note]
     return replace(
-        earlier_record(folder) or StudyRecord(name, created=now()),
+        earlier,
         command=shlex.join(["lora-sweep", "search", *job.argv]),
         resume_command=resume,
         ended=None,
@@ -129,5 +132,5 @@ def study_record(name: str, folder: Path, job: Job, ready: Ready, notes: list[st
         model=asdict(ready.model),
         data=asdict(ready.data),
         environment={**environment(), **ready.environment, "slots": ready.slots},
-        notes=[*ready.notes, *notes],
+        notes=[*ready.notes, *notes, *history],
     )

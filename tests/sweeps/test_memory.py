@@ -1,8 +1,6 @@
 """Too little memory: a search goes on with fewer slots, and nothing is lost or doubled."""
 
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +12,6 @@ from lora_core.records import load_metrics
 from sweeps.connect import open_client
 from tests.sweeps.helpers import Place
 from tests.sweeps.test_search import mlflow_runs, quick
-
-ROOT = Path(__file__).parents[2]
 
 
 def search(place: Place, *more: str) -> int:
@@ -38,28 +34,6 @@ def roomy(tmp_path_factory: pytest.TempPathFactory) -> Place:
     place = Place(tmp_path_factory.mktemp("roomy"))
     assert search(place) == 0
     return place
-
-
-@pytest.fixture
-def short_of_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
-    """Has workers be `short_of_memory.main(how, slots, rank)`; returns the processes started since."""
-    real = subprocess.Popen
-
-    def arm(*given: Any) -> list[Any]:
-        started: list[Any] = []
-
-        def start(argv: list[str], **options: Any) -> Any:
-            if argv[1:] == ["-m", "sweeps.worker"]:
-                argv = [sys.executable, "-m", "tests.sweeps.short_of_memory", *map(str, given)]
-                options["cwd"] = ROOT
-                started.append(real(argv, **options))
-                return started[-1]
-            return real(argv, **options)
-
-        monkeypatch.setattr(subprocess, "Popen", start)
-        return started
-
-    return arm
 
 
 def check_nothing_is_doubled(place: Place, trials: int = 4) -> None:
