@@ -10,6 +10,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from optuna.trial import FrozenTrial
+
 from lora_core.errors import UserError
 from lora_core.records import StudyRecord, TrialRecord, load_study, load_trial
 from lora_core.slot import now
@@ -101,7 +103,12 @@ def check_fits(study: Study, record: StudyRecord, folder: Path) -> None:
     if study.is_new and there is not None:
         known, ours = (identity(r.config, r.axes) | contents(r.model, r.data) for r in (there, record))
         check_same(record.study, known, ours)
-    for trial in study.ended:
+    check_folder(record, study.ended, folder)
+
+
+def check_folder(record: StudyRecord, ended: list[FrozenTrial], folder: Path) -> None:
+    """Raises UserError if trials of the study that have ended by its storage are not in `folder`."""
+    for trial in ended:
         if not (folder / trial_name(trial.number) / "trial.json").exists():
             raise UserError(
                 f"study={record.study} has trials in {public(record.storage)} that are not in {folder}.\n"
