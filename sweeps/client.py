@@ -110,6 +110,7 @@ class Worker:
             if message is None:
                 raise self._death()
             if isinstance(message, Fault):
+                self.process.kill()  # after its last words; short of memory, it may hang on its way out
                 raise _error(message)
             if not isinstance(message, Progress):
                 return message
