@@ -6,6 +6,7 @@ Call `prepare` before anything imports mlx, and `configure` right after.
 import ctypes
 import ctypes.util
 import os
+import re
 import sys
 from functools import cache
 from importlib import metadata
@@ -18,6 +19,13 @@ if TYPE_CHECKING:
 CUDA_WHEELS = ("mlx-cuda-12", "mlx-cuda-13")
 FUSED_ATTENTION_MULTIPLE = 128  # CUDA: the backward pass of fused attention takes no other lengths
 LENGTH_MULTIPLE = 8
+# How MLX and what it calls word it: its allocators, Metal's command buffers, the CUDA runtime, cuBLAS (3 is its code
+# for a failed allocation), cuDNN, and C++. A failed cudaMalloc may give any reason: it is the first call to notice.
+_OUT_OF_MEMORY = re.compile(
+    r"unable to allocate|maximum allowed buffer size|insufficient memory|out ?of ?memory|cudaMalloc\w*\b.* failed"
+    r"|cublas.* failed with code: 3\.|_ALLOC_FAILED|bad_alloc",
+    re.IGNORECASE | re.DOTALL,
+)
 
 
 @cache
@@ -154,3 +162,11 @@ def reset_peak_memory() -> None:
     import mlx.core as mx
 
     mx.reset_peak_memory()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the error says that the device, or the machine, has no memory left. Where MLX has no time for an
+    error, which is always so on a CPU, the process dies instead."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError | ValueError) and _OUT_OF_MEMORY.search(str(error)) is not None

@@ -1,4 +1,4 @@
-"""The command line: `lora-sweep train | search | report | ui`, the same as `python -m sweeps`.
+"""The command line: `lora-sweep train | search | plan | report | ui`, the same as `python -m sweeps`.
 
 Nothing heavy is imported before it is known that it will be needed, so that `--help` is instant.
 """
@@ -14,6 +14,7 @@ Find the best LoRA fine-tune of a language model on MLX.
 
   lora-sweep train  [key=value ...]        one fine-tune
   lora-sweep search [key=a,b,c ...]        a search; the same study=NAME resumes it
+  lora-sweep plan   [key=a,b,c ...]        what that search would take, measured; nothing is written
   lora-sweep report STUDY ...              HTML, Markdown, CSV and JSON about studies
   lora-sweep ui                            the MLflow UI on the configured store
 
@@ -21,7 +22,7 @@ Examples:
   lora-sweep train model=smollm2 lora_parameters.rank=16
   lora-sweep search data.path=my_data 'lora_parameters.scale_ratio=tag(log,interval(0.5,8))' n_trials=32
 
-train and search take Hydra's overrides and flags: --help lists groups and keys, --cfg job shows the result.
+train, search and plan take Hydra's overrides and flags: --help lists groups and keys, --cfg job shows the result.
   --version    the version of this program
 """
 
@@ -78,11 +79,20 @@ def _train(argv: list[str]) -> int:
 
 
 def _search(argv: list[str]) -> int:
+    return _with_job("search", argv)
+
+
+def _plan(argv: list[str]) -> int:
+    return _with_job("plan", argv)
+
+
+def _with_job(command: str, argv: list[str]) -> int:
+    """Runs a command that takes the arguments of a search."""
     from sweeps.flags import Flags
 
     flags = Flags.parse(argv)
     if flags.multirun:
-        raise UserError("search takes no -m: write the axes as key=a,b,c. Hydra's multirun is lora-sweep train -m.")
+        raise UserError(f"{command} takes no -m: write the axes as key=a,b,c. Hydra's multirun is lora-sweep train -m.")
 
     from sweeps.space import make_job, shown_overrides
 
@@ -90,9 +100,13 @@ def _search(argv: list[str]) -> int:
         from sweeps import hydra_app
 
         overrides = shown_overrides(flags.overrides, flags.config_dir)
-        return hydra_app.show("search", flags.given, overrides)
+        return hydra_app.show(command, flags.given, overrides)
 
     job = make_job(flags.overrides, flags.config_dir)
+    if command == "plan":
+        from sweeps import plan
+
+        return plan.run(job)
     from sweeps import search
 
     return search.run(job)
@@ -110,4 +124,4 @@ def _ui(argv: list[str]) -> int:
     return ui.main(argv)
 
 
-_COMMANDS = {"train": _train, "search": _search, "report": _report, "ui": _ui}
+_COMMANDS = {"train": _train, "search": _search, "plan": _plan, "report": _report, "ui": _ui}

@@ -5,13 +5,18 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from lora_core.errors import UserError
-from sweeps.protocol import Channel, Fault, Fuse, Fused, Go, Message, Progress, Ready, Report, Setup
+from lora_core.measured import Probe
+from sweeps.protocol import Channel, Fault, Fuse, Fused, Go, Measure, Message, Progress, Ready, Report, Setup
 
 LOG_LINES = 200  # of the worker's output, kept when it dies
+# MLX on a CPU that has no more memory ends with SIGSEGV, on Metal it may abort; the system's own way is SIGKILL.
+MEMORY_SIGNALS = (signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT)
 
 
 class WorkerDied(Exception):
@@ -23,28 +28,48 @@ class WorkerDied(Exception):
         self.output = output
 
 
+class OutOfMemory(WorkerDied):
+    """It is dead, and most likely for want of memory. `told`: it had the time to say so, so there is no doubt."""
+
+    def __init__(self, how: str, output: str = "", told: bool = False) -> None:
+        super().__init__(how, output)
+        self.told = told
+
+
 class Worker:
     """A child process that trains. Use as a context manager: it is ended on the way out."""
 
     def __init__(self, setup: Setup, on_progress: Callable[[Progress], None] = lambda _: None) -> None:
         self.on_progress = on_progress
-        self.log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (closed by __exit__)
+        self.setup = setup
+        self._start()
+
+    def _start(self) -> None:
+        self.log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (closed by _end)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "sweeps.worker"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True,
         )  # fmt: skip
         assert self.process.stdin is not None and self.process.stdout is not None
         self.channel = Channel(self.process.stdout, self.process.stdin)
-        self.setup = setup
 
     def __enter__(self) -> "Worker":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
-        if kind is not None:
+        self._end(kill=kind is not None)
+
+    def _end(self, kill: bool) -> None:
+        if kill:
             self.process.kill()
         self.process.communicate()
         self.log.close()
+
+    def restart(self, slots: int) -> None:
+        """Another process with that many slots, in place of one that is dead, or hangs after its last words."""
+        self._end(kill=True)
+        self.setup = replace(self.setup, slots=slots)
+        self._start()
 
     def ready(self) -> Ready:
         """Waits until model and data are loaded. Raises UserError for bad input, WorkerDied otherwise."""
@@ -53,7 +78,14 @@ class Worker:
         assert isinstance(message, Ready)
         return message
 
-    def send(self, message: Go | Fuse | Setup) -> None:
+    def measure(self, samples: list[dict[str, Any]]) -> Probe:
+        """Has these configurations measured, in up to as many slots as there are; the fastest number stays."""
+        self.send(Measure(samples))
+        message = self._receive()
+        assert isinstance(message, Probe)
+        return message
+
+    def send(self, message: Go | Fuse | Setup | Measure) -> None:
         try:
             self.channel.send(message)
         except BrokenPipeError:
@@ -78,20 +110,28 @@ class Worker:
             if message is None:
                 raise self._death()
             if isinstance(message, Fault):
-                raise UserError(message.message) if message.user else _bug(message.message)
+                self.process.kill()  # after its last words; short of memory, it may hang on its way out
+                raise _error(message)
             if not isinstance(message, Progress):
                 return message
             self.on_progress(message)
 
     def _death(self) -> WorkerDied:
         code = self.process.wait()
-        how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
-        # MLX on a CPU that has no more memory ends with SIGSEGV; the system's own way is SIGKILL.
-        hint = " (often: out of memory)" if -code in (signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT) else ""
         self.log.seek(0)
-        return WorkerDied(f"The training process ended with {how}{hint}.", "".join(self.log.readlines()[-LOG_LINES:]))
+        output = "".join(self.log.readlines()[-LOG_LINES:])
+        if -code in MEMORY_SIGNALS:
+            how = f"{signal.Signals(-code).name} (often: out of memory)"
+            return OutOfMemory(f"The training process ended with {how}.", output)
+        how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
+        return WorkerDied(f"The training process ended with {how}.", output)
 
 
-def _bug(text: str) -> WorkerDied:
-    """`text` is a traceback; its last line says what happened."""
-    return WorkerDied(f"The training process met a bug of ours: {text.strip().splitlines()[-1][:200]}", text)
+def _error(fault: Fault) -> UserError | WorkerDied:
+    """What a worker said before it ended. The last line of a traceback says what happened."""
+    if fault.kind == "user":
+        return UserError(fault.message)
+    what = fault.message.strip().splitlines()[-1][:200]
+    if fault.kind == "memory":
+        return OutOfMemory(f"The training process ran out of memory: {what}", fault.message, told=True)
+    return WorkerDied(f"The training process met a bug of ours: {what}", fault.message)

@@ -60,11 +60,29 @@ def variants(job: Job) -> dict[str, dict]:
 
 
 def most_slots(config: SweepConfig, earlier: StudyRecord | None) -> int:
-    """A search that learns from ended trials must not start most of them blindly. A study goes on as it began."""
-    if earlier is not None and config.trainer.slots == "auto" and "slots" in earlier.environment:
-        return int(earlier.environment["slots"])
-    adaptive = config.search.sampler["name"] != "random" or config.search.pruner["name"] != "none"
-    return max(1, config.n_trials // 4) if adaptive else config.n_trials
+    """A search that learns from ended trials must not start most of them blindly. A study goes on as it began, or
+    as memory then allowed."""
+    most = _most(config.search.sampler["name"], config.search.pruner["name"], config.n_trials)
+    if earlier is None or "slots" not in earlier.environment:
+        return most
+    wished, used = config.trainer.slots, int(earlier.environment["slots"])
+    if wished == "auto":
+        return used
+    same = wished == earlier.config["trainer"]["slots"]
+    shrunk = used < min(int(wished), _most(earlier.sampler, earlier.pruner, earlier.n_trials))
+    return min(most, used) if same and shrunk else most
+
+
+def slots_for(config: SweepConfig, earlier: StudyRecord | None) -> tuple[int, bool]:
+    """How many slots to set up; and whether that is only the most there may be, of which measuring chooses."""
+    most = most_slots(config, earlier)
+    if config.trainer.slots != "auto":
+        return min(int(config.trainer.slots), most), False
+    return most, earlier is None or "slots" not in earlier.environment
+
+
+def _most(sampler: str, pruner: str, n_trials: int) -> int:
+    return max(1, n_trials // 4) if sampler != "random" or pruner != "none" else n_trials
 
 
 def slot_notes(config: SweepConfig) -> list[str]:

@@ -4,6 +4,8 @@ The conversation is strict, so that a search with one worker and fixed slots can
 
     parent  Setup                    → the worker loads model and data
     worker  Ready | Fault            → the parent checks the space against the model, opens the study
+    parent  Measure(samples)         → only where the number of slots is to be chosen, or a plan to be made
+    worker  Probe
     parent  Go(start=[...])          → the worker fills its slots
     worker  Report(evaluated, ended) → and waits: nothing is trained until the parent answers
     parent  Go(start, stop) | Fuse | (closes the pipe)
@@ -13,16 +15,17 @@ The conversation is strict, so that a search with one worker and fixed slots can
 
 import json
 from dataclasses import asdict, dataclass, field, is_dataclass
-from typing import IO, Any, get_args, get_type_hints
+from typing import IO, Any, get_args, get_origin, get_type_hints
 
+from lora_core.measured import Probe
 from lora_core.records import DataInfo, ModelInfo
 from lora_core.trial import Ended, Evaluated, TrialSpec
 
 
 @dataclass
 class Setup:
-    """`config`: TrainConfig.to_dict() of the default trial; `slots`: the most that may run at once; `variants`:
-    other configurations to come, by what an error in them is told with. All are checked before Ready."""
+    """`config`: TrainConfig.to_dict() of the default trial; `slots`: how many run at once; `variants`: other
+    configurations to come, by what an error in them is told with. All are checked before Ready."""
 
     config: dict[str, Any]
     slots: int
@@ -38,6 +41,14 @@ class Ready:
     slots: int
     environment: dict[str, Any]
     notes: list[str]
+
+
+@dataclass
+class Measure:
+    """Measure these configurations in 1, 2, 4, … slots, up to as many as there are, and run as many from now on as
+    are fastest."""
+
+    samples: list[dict[str, Any]]
 
 
 @dataclass
@@ -81,13 +92,14 @@ class Fused:
 
 @dataclass
 class Fault:
-    """`user`: bad input, to be shown as it is; otherwise our own bug, with its traceback."""
+    """`kind`: user, bad input, to be shown as it is; memory, there was too little of it; bug, one of ours. The last
+    two come with a traceback, and are the worker's last words."""
 
-    user: bool
+    kind: str
     message: str
 
 
-Message = Setup | Ready | Go | Report | Progress | Fuse | Fused | Fault
+Message = Setup | Ready | Measure | Probe | Go | Report | Progress | Fuse | Fused | Fault
 _MESSAGES = {cls.__name__: cls for cls in get_args(Message)}
 
 
@@ -114,10 +126,12 @@ class Channel:
 
 
 def _built(kind: Any, value: Any) -> Any:
-    """`value` as `kind`, where that is a dataclass or a list of one."""
+    """`value` as `kind`, where that is a dataclass, a list of one, or a tuple."""
     if is_dataclass(kind):
         hints = get_type_hints(kind)
         return kind(**{name: _built(hints[name], part) for name, part in value.items()})  # type: ignore[operator]
+    if get_origin(kind) is tuple:
+        return tuple(value)
     inner = get_args(kind)
     if isinstance(value, list) and inner and is_dataclass(inner[0]):
         return [_built(inner[0], part) for part in value]

@@ -8,17 +8,18 @@ from pathlib import Path
 
 from lora_core.records import StudyRecord, save_study
 from lora_core.slot import now
-from sweeps.client import Worker, WorkerDied
+from sweeps.client import OutOfMemory, Worker, WorkerDied
 from sweeps.display import Display
 from sweeps.preflight import (
     check_places,
-    most_slots,
     remove_if_new,
     slot_notes,
+    slots_for,
     undone_on_error,
     variants,
 )
 from sweeps.protocol import Ready, Setup
+from sweeps.slots import measure, slots_line
 from sweeps.space import Job, cap_num_layers
 from sweeps.study import Study
 from sweeps.study_folder import (
@@ -45,12 +46,13 @@ def run(job: Job) -> int:
     folder = Path(job.config.output_dir).absolute() / name
     check_places(job.config, folder)
     display = Display(job.config.n_trials)
-    setup = Setup(job.config.to_dict(), most_slots(job.config, earlier_record(folder)), variants(job))
+    slots, choose = slots_for(job.config, earlier_record(folder))
     try:
-        with Worker(setup, display.progress) as worker:
+        with Worker(Setup(job.config.to_dict(), slots, variants(job)), display.progress) as worker:
             with display.doing("Loading the model and the data"):
                 ready = worker.ready()
-            _search(name, job, ready, folder, display).run(worker, ready.slots)
+            # Of one slot there is nothing to choose.
+            _search(name, job, ready, folder, display).run(worker, ready.slots, choose and ready.slots > 1)
     except WorkerDied as death:
         display.fail(str(death))
         return 1
@@ -88,18 +90,58 @@ class Search:
         self.display = display
         self.trials = Trials(job, study, record, folder, tracker, display)
 
-    def run(self, worker: Worker, slots: int) -> None:
-        """Trains what is missing of the study, merges the winner, writes the report."""
-        with locked(self.folder), self._recorded():
+    def run(self, worker: Worker, slots: int, choose: bool) -> None:
+        """Trains what is missing of the study, in `slots` or in as many of them as `choose` finds best; merges the
+        winner, writes the report."""
+        with locked(self.folder), self._recorded(None if choose else slots):
+            if choose:
+                slots = self._choose(worker)
             with self.display:
-                self.trials.train(worker, slots)
+                self._train(worker, slots)
             self._finish(worker)
 
+    def _choose(self, worker: Worker) -> int:
+        with self.display.doing("Measuring how many trials to train at the same time"):
+            probe = measure(worker, self.job, self._note)
+        for line in (slots_line(probe), *probe.notes):
+            self._note(line)
+        self._use(probe.slots)
+        return probe.slots
+
+    def _use(self, slots: int | None) -> None:
+        """Records how many slots there are, for a resume to use as many; None: not known yet."""
+        environment = {key: value for key, value in self.record.environment.items() if key != "slots"}
+        self.record.environment = environment if slots is None else {**environment, "slots": slots}
+        self._save("running")
+
+    def _train(self, worker: Worker, slots: int) -> None:
+        """Trains to the end, with half the slots each time that memory runs out."""
+        while True:
+            try:
+                return self.trials.train(worker, slots)
+            except OutOfMemory as death:
+                slots = self._slots_after(death, slots)
+            worker.restart(slots)
+            worker.ready()
+
+    def _slots_after(self, death: OutOfMemory, slots: int) -> int:
+        """How many to go on with. Raises `death` where fewer would not help, or it may be no want of memory."""
+        if slots > 1:
+            self.trials.again()
+            self._note(f"{write_log(self.folder, death)} Slots {slots} → {slots // 2}.")
+            self._use(slots // 2)
+            return slots // 2
+        # Without room for the base model itself there is none for any trial.
+        if not death.told or "base" in self.trials.running:
+            raise death
+        self.trials.out_of_memory()
+        return 1
+
     @contextmanager
-    def _recorded(self) -> Iterator[None]:
+    def _recorded(self, slots: int | None) -> Iterator[None]:
         """Whatever ends the search, its records say so."""
         self.tracker.open_study(self.record, self.folder)
-        self._save("running")
+        self._use(slots)
         try:
             yield
         except BaseException as error:

@@ -10,6 +10,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from optuna.trial import FrozenTrial
+
 from lora_core.errors import UserError
 from lora_core.records import StudyRecord, TrialRecord, load_study, load_trial
 from lora_core.slot import now
@@ -101,7 +103,12 @@ def check_fits(study: Study, record: StudyRecord, folder: Path) -> None:
     if study.is_new and there is not None:
         known, ours = (identity(r.config, r.axes) | contents(r.model, r.data) for r in (there, record))
         check_same(record.study, known, ours)
-    for trial in study.ended:
+    check_folder(record, study.ended, folder)
+
+
+def check_folder(record: StudyRecord, ended: list[FrozenTrial], folder: Path) -> None:
+    """Raises UserError if trials of the study that have ended by its storage are not in `folder`."""
+    for trial in ended:
         if not (folder / trial_name(trial.number) / "trial.json").exists():
             raise UserError(
                 f"study={record.study} has trials in {public(record.storage)} that are not in {folder}.\n"
@@ -112,8 +119,11 @@ def check_fits(study: Study, record: StudyRecord, folder: Path) -> None:
 def study_record(name: str, folder: Path, job: Job, ready: Ready, notes: list[str], resume: str) -> StudyRecord:
     """The study's record: the old one, if there is one, brought up to date."""
     config = job.config
+    earlier = earlier_record(folder) or StudyRecord(name, created=now())
+    # How the number of slots came about is not found out again.
+    history = [note for note in earlier.notes if "Slots " in note]
     return replace(
-        earlier_record(folder) or StudyRecord(name, created=now()),
+        earlier,
         command=shlex.join(["lora-sweep", "search", *job.argv]),
         resume_command=resume,
         ended=None,
@@ -129,5 +139,5 @@ def study_record(name: str, folder: Path, job: Job, ready: Ready, notes: list[st
         model=asdict(ready.model),
         data=asdict(ready.data),
         environment={**environment(), **ready.environment, "slots": ready.slots},
-        notes=[*ready.notes, *notes],
+        notes=[*ready.notes, *notes, *history],
     )

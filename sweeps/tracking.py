@@ -160,6 +160,8 @@ class Tracker:
         self.end_trial(record)
 
     def _start(self, spec: TrialSpec | TrialRecord, copied: bool = False) -> None:
+        if spec.name in self._live:
+            self._live[spec.name].interrupt()
         if earlier := self.study.runs.get(spec.name):
             self.store.tag(earlier, {"sweep.role": "attempt"})
         run = TrialRun(self.store, self.study, spec, copied)

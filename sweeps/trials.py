@@ -1,5 +1,6 @@
 """The trials of a search: ask, train, tell, until the study has all of them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from lora_core.records import StudyRecord, TrialRecord, from_dict, load_metrics, load_trial, save_trial
@@ -16,6 +17,7 @@ from sweeps.tracking import Tracker
 
 REFERENCES = ("base", "default")
 ATTEMPTS = 3  # at a trial on which the training process dies
+OUT_OF_MEMORY = "out of memory"
 
 
 class Trials:
@@ -31,17 +33,22 @@ class Trials:
         self.tracker = tracker
         self.display = display
         self.running: dict[str, TrialSpec] = {}
+        self.waiting: list[TrialSpec] | None = None  # those that come before any new one; None: not looked for yet
 
     def train(self, worker: Worker, free: int) -> None:
-        """Runs trials until the study has all of them. The worker trains while MLflow is told."""
-        waiting = self._unfinished()
-        go = Go(start=self._next(waiting, free))
+        """Runs trials until the study has all of them. The worker trains while MLflow is told.
+
+        Where the worker dies, `again` or `out_of_memory` and another call with a new worker go on.
+        """
+        if self.waiting is None:
+            self.waiting = self._unfinished()
+        go = Go(start=self._next(free))
         while go.start or self.running:
             self._started(go.start)
             worker.send(go)
             for spec in go.start:
                 self.tracker.start_trial(self.record, spec)
-            go = self._answer(worker.report(), waiting)
+            go = self._answer(worker.report())
         if self.study.is_exhausted:
             note = f"The space is exhausted: all of its {len(self.study.ended)} settings were tried."
             self.record.notes.append(note)
@@ -53,7 +60,17 @@ class Trials:
             if spec.number is not None:
                 self.study.crashed(spec.number)
 
-    def _answer(self, report: Report, waiting: list[TrialSpec]) -> Go:
+    def again(self) -> None:
+        """The trials that a worker left unfinished are to be run again, before any other, from their first step."""
+        self.waiting = [*self.running.values(), *(self.waiting or [])]
+        self.running = {}
+
+    def out_of_memory(self) -> None:
+        """The trials that were running have failed: there was no room for them. Any other may still fit."""
+        for spec in list(self.running.values()):
+            self._ended(_failed(spec, OUT_OF_MEMORY))
+
+    def _answer(self, report: Report) -> Go:
         go = Go()
         for event in report.evaluated:
             self.tracker.log_evaluation(event.name, event.row)
@@ -63,7 +80,7 @@ class Trials:
         for ended in report.ended:
             self._ended(from_dict(TrialRecord, ended.record))
         go.stop = [name for name in go.stop if name in self.running]
-        go.start = self._next(waiting, report.free)
+        go.start = self._next(report.free)
         return go
 
     def _beaten(self, name: str, row: dict[str, float]) -> bool:
@@ -91,11 +108,11 @@ class Trials:
         begun = [self._to_run(proposal) for proposal in self.study.interrupted()]
         return [self._reference(role) for role in missing] + [spec for spec in begun if spec]
 
-    def _next(self, waiting: list[TrialSpec], free: int) -> list[TrialSpec]:
+    def _next(self, free: int) -> list[TrialSpec]:
         specs: list[TrialSpec] = []
         while len(specs) < free:
-            if waiting:
-                specs.append(waiting.pop(0))
+            if self.waiting:
+                specs.append(self.waiting.pop(0))
             elif (proposal := self.study.ask()) is None:
                 break
             elif spec := self._to_run(proposal):
@@ -109,7 +126,7 @@ class Trials:
         spec = TrialSpec(name, "trial", config, str(self.folder / name), proposal.number, params=proposal.values)
         if proposal.crashes >= ATTEMPTS:
             self.tracker.start_trial(self.record, spec)
-            self._ended(_given_up(spec))
+            self._ended(_failed(spec, f"the training process died on it {ATTEMPTS} times"))
         elif record := ended_already(spec):
             self._tell_again(record)
         else:
@@ -127,12 +144,13 @@ class Trials:
         return TrialSpec(role, role, trial_config(self.job.config), str(self.folder / role))
 
 
-def _given_up(spec: TrialSpec) -> TrialRecord:
-    """Writes that the trial failed: each attempt at it took the training process down."""
-    record = TrialRecord(
-        spec.name, spec.role, "failed", spec.number, params=spec.params, config=spec.config, ended=now(),
-        reason=f"the training process died on it {ATTEMPTS} times",
-    )  # fmt: skip
-    Path(spec.folder).mkdir(exist_ok=True)
-    save_trial(Path(spec.folder), record)
+def _failed(spec: TrialSpec, reason: str) -> TrialRecord:
+    """Writes that the trial failed where the worker could not, keeping what it has written of it."""
+    folder = Path(spec.folder)
+    folder.mkdir(exist_ok=True)
+    begun = TrialRecord(spec.name, spec.role, number=spec.number, params=spec.params, config=spec.config)
+    if (folder / "trial.json").exists() and load_trial(folder).params == spec.params:
+        begun = load_trial(folder)
+    record = replace(begun, state="failed", reason=reason, ended=now())
+    save_trial(folder, record)
     return record

@@ -14,9 +14,10 @@ from typing import Any
 from lora_core import backend
 from lora_core.config import TrainConfig
 from lora_core.errors import UserError
+from lora_core.measured import Probe
 from lora_core.records import DataInfo
 from lora_core.trial import Ended, Evaluated
-from sweeps.protocol import Channel, Fault, Fuse, Fused, Go, Progress, Ready, Report, Setup
+from sweeps.protocol import Channel, Fault, Fuse, Fused, Go, Measure, Progress, Ready, Report, Setup
 
 PROGRESS_SECONDS = 0.5
 
@@ -31,9 +32,10 @@ def main() -> None:
     except BrokenPipeError:
         pass  # the parent is gone
     except UserError as error:
-        channel.send(Fault(True, str(error)))
-    except Exception:
-        channel.send(Fault(False, traceback.format_exc()))
+        channel.send(Fault("user", str(error)))
+    except Exception as error:
+        kind = "memory" if backend.is_out_of_memory(error) else "bug"
+        channel.send(Fault(kind, traceback.format_exc()))
 
 
 def _channel() -> Channel:
@@ -52,6 +54,8 @@ def _serve(channel: Channel) -> None:
     while message is not None:
         if isinstance(message, Fuse):
             channel.send(_fuse(engine, message))
+        elif isinstance(message, Measure):
+            channel.send(_measure(engine, message))
         else:
             assert isinstance(message, Go)
             _train(engine, message, channel)
@@ -68,7 +72,7 @@ def _set_up(setup: Setup) -> tuple[Any, Ready]:
     notes += backend.configure(config.trainer.memory_fraction)
     base = load(config.model.path)
     data = load_data(config.data, base.tokenizer, config.trainer.max_seq_length, config.seed)
-    engine = Engine(base, data, _slots(config, setup.slots))
+    engine = Engine(base, data, setup.slots)
     _check(engine, config, setup.variants)
     notes += [*base.notes, *data.notes, *engine.notes]
     info = _data_info(engine, config)
@@ -83,12 +87,6 @@ def _check(engine: Any, config: TrainConfig, variants: dict[str, dict[str, Any]]
             engine.check(TrainConfig.from_dict(values))
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
-
-
-def _slots(config: TrainConfig, most: int) -> int:
-    # Packing saves launches and shares weight reads; a CPU has neither to save.
-    wished = (1 if backend.is_cpu() else 8) if config.trainer.slots == "auto" else int(config.trainer.slots)
-    return min(wished, most)
 
 
 def _data_info(engine: Any, config: TrainConfig) -> DataInfo:
@@ -106,6 +104,14 @@ def _data_info(engine: Any, config: TrainConfig) -> DataInfo:
 
 def _environment() -> dict[str, Any]:
     return {"device": backend.device_name(), "mlx": version("mlx"), "mlx-lm": version("mlx-lm")}
+
+
+def _measure(engine: Any, message: Measure) -> Probe:
+    from lora_core.probe import probe
+
+    found = probe(engine, [TrainConfig.from_dict(values) for values in message.samples], engine.slots)
+    engine.slots = found.slots
+    return found
 
 
 def _fuse(engine: Any, message: Fuse) -> Fused:

@@ -67,10 +67,10 @@ def run(words: list[str], folder: Path) -> tuple[int, str]:
 
 def small(words: list[str]) -> list[str]:
     """The same command on the tiny model, with a quarter of its trials."""
-    if words[:2] not in (["lora-sweep", "train"], ["lora-sweep", "search"]) or "--cfg" in words:
+    if words[0] != "lora-sweep" or words[1] not in ("train", "search", "plan") or "--cfg" in words:
         return words
     trials = next((-(-int(word.removeprefix("n_trials=")) // 4) for word in words if word.startswith("n_trials=")), 2)
-    budget = SMALL | ({"n_trials": str(trials)} if words[1] == "search" else {})
+    budget = SMALL | ({"n_trials": str(trials)} if words[1] != "train" else {})
     return [word for word in words if word.partition("=")[0] not in budget] + [f"{k}={v}" for k, v in budget.items()]
 
 

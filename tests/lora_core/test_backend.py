@@ -143,3 +143,44 @@ def test_peak_memory_is_measured() -> None:
     before = backend.peak_memory_gb()
     mx.eval(mx.zeros((1000, 1000)))
     assert backend.peak_memory_gb() >= before + 0.004
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[malloc] Unable to allocate 8589934592 bytes."),
+        RuntimeError(
+            "[metal::malloc] Attempting to allocate 40000000000 bytes which is greater than the maximum allowed "
+            "buffer size of 22906503168 bytes."
+        ),
+        RuntimeError(
+            "[METAL] Command buffer execution failed: Insufficient Memory "
+            "(00000008:kIOGPUCommandBufferCallbackErrorOutOfMemory)."
+        ),
+        RuntimeError("cudaMallocAsync(&data, size, stream) failed: out of memory"),
+        RuntimeError("cudaMallocManaged(&data, size) failed: an illegal memory access was encountered"),
+        RuntimeError("cudaGraphInstantiate(&handle_, graph, nullptr, nullptr, 0) failed: out of memory"),
+        RuntimeError("cublasLtCreate(&storage.handle) failed with code: 3."),
+        RuntimeError("graph.build() failed: CUDNN_STATUS_ALLOC_FAILED."),
+        RuntimeError("std::bad_alloc"),
+        MemoryError(),
+    ],
+)
+def test_errors_that_mean_out_of_memory(error: BaseException) -> None:
+    assert backend.is_out_of_memory(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[matmul] Last dimension of first input must match second to last dimension of second input."),
+        RuntimeError("[METAL] Command buffer execution failed: Impacting Interactivity (0000000e:…)."),
+        RuntimeError("cudaFreeAsync(buf->data, stream) failed: an illegal memory access was encountered"),
+        RuntimeError("cublasLtMatmul(handle) failed with code: 7."),
+        RuntimeError("[metal::malloc] Resource limit (499000) exceeded."),
+        OSError(28, "No space left on device"),
+        KeyError("out of memory"),
+    ],
+)
+def test_other_errors(error: BaseException) -> None:
+    assert not backend.is_out_of_memory(error)

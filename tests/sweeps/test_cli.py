@@ -56,11 +56,12 @@ def test_help_is_instant(argv: str) -> None:
 
 def test_the_module_is_the_same_program() -> None:
     done = subprocess.run([sys.executable, "-m", "sweeps", "--help"], capture_output=True, text=True, check=True)
-    assert "lora-sweep search" in done.stdout
+    assert "lora-sweep search" in done.stdout and "lora-sweep plan" in done.stdout
 
 
-def test_the_help_of_a_command_lists_groups_and_keys(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["search", "--help"]) == 0
+@pytest.mark.parametrize("command", ["search", "plan"])
+def test_the_help_of_a_command_lists_groups_and_keys(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
     printed = capsys.readouterr().out
     assert "lora_parameters: attention, default, rslora" in printed
     assert "eval_every: 8" in printed

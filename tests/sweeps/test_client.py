@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from lora_core.errors import UserError
-from sweeps.client import Worker, WorkerDied
+from sweeps.client import OutOfMemory, Worker, WorkerDied
 from sweeps.protocol import Progress, Setup
 
-FAULT = 'print(\'{{"type": "Fault", "user": {}, "message": "a\\\\nKeyError: b"}}\')'
+FAULT = 'print(\'{{"type": "Fault", "kind": "{}", "message": "a\\\\nKeyError: b"}}\')'
 
 
 @pytest.fixture
@@ -42,15 +42,43 @@ def test_deaths(code: str, how: str, worker_that: Any) -> None:
 
 
 def test_bad_input_is_the_users(worker_that: Any) -> None:
-    with worker_that(FAULT.format("true")) as worker, pytest.raises(UserError, match="KeyError: b"):
+    with worker_that(FAULT.format("user")) as worker, pytest.raises(UserError, match="KeyError: b"):
         worker.ready()
 
 
 def test_a_bug_is_ours(worker_that: Any) -> None:
-    with worker_that(FAULT.format("false")) as worker, pytest.raises(WorkerDied) as death:
+    with worker_that(FAULT.format("bug")) as worker, pytest.raises(WorkerDied) as death:
         worker.ready()
     assert str(death.value) == "The training process met a bug of ours: KeyError: b"
     assert death.value.output == "a\nKeyError: b"
+
+
+def test_out_of_memory_as_the_worker_tells_it(worker_that: Any) -> None:
+    with worker_that(FAULT.format("memory")) as worker, pytest.raises(OutOfMemory) as death:
+        worker.ready()
+    assert str(death.value) == "The training process ran out of memory: KeyError: b"
+    assert death.value.told
+
+
+@pytest.mark.parametrize(("number", "likely"), [(9, True), (11, True), (6, True), (15, False), (1, False)])
+def test_signals_that_mean_out_of_memory(number: int, likely: bool, worker_that: Any) -> None:
+    with worker_that(f"import os; os.kill(os.getpid(), {number})") as worker, pytest.raises(WorkerDied) as death:
+        worker.ready()
+    assert isinstance(death.value, OutOfMemory) is likely
+    assert not getattr(death.value, "told", False)
+
+
+def test_a_worker_that_hangs_is_replaced(worker_that: Any) -> None:
+    with worker_that(FAULT.format("memory") + "; import sys, time; sys.stdout.flush(); time.sleep(600)") as worker:
+        with pytest.raises(OutOfMemory):
+            worker.ready()
+        first = worker.process
+        worker.restart(slots=3)
+        assert first.returncode is not None and worker.process is not first
+        assert worker.setup.slots == 3
+        with pytest.raises(OutOfMemory):
+            worker.ready()
+    assert worker.process.returncode == -9
 
 
 def test_progress_is_passed_on(worker_that: Any) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from lora_core.config import TrainConfig
+from lora_core.measured import Measured, Probe
 from lora_core.records import DataInfo, ModelInfo
 from lora_core.trial import Ended, Evaluated, TrialSpec
-from sweeps.protocol import Channel, Fault, Fuse, Fused, Go, Message, Progress, Ready, Report, Setup
+from sweeps.protocol import Channel, Fault, Fuse, Fused, Go, Measure, Message, Progress, Ready, Report, Setup
 
 CONFIG = TrainConfig().to_dict()
 MODEL = ModelInfo("builtin:tiny", "/models/tiny", "llama", 4, ["self_attn.q_proj"], 164608, "float32", "f00d")
@@ -22,13 +23,15 @@ SPEC = TrialSpec("trial-0007", "trial", CONFIG, "/out/ä b", 7, params={"lora_pa
     [
         Setup(CONFIG, 2, {"Axis num_layers=all": CONFIG}),
         Ready(MODEL, DATA, 2, {"device": "CPU: a\nb"}, ["a note"]),
+        Measure([CONFIG, CONFIG]),
+        Probe(2, [Measured(1, 0.5, 100.5, 1.25), Measured(2, 0.75, 150.0, 1.5)], 1.75, 20.5, 3.0, (64, 96), ["b"]),
         Go([SPEC, SPEC], ["trial-0003"]),
         Go(),
         Report([Evaluated("base", {"step": 0, "val_loss": 0.1 + 0.2})], [Ended("base", {"state": "complete"})], 1),
         Progress(3, 100, 0.25),
         Fuse("/out/adapters", CONFIG, "/out/best"),
         Fused(None, "no space left"),
-        Fault(True, "two\nlines"),
+        Fault("user", "two\nlines"),
     ],
 )
 def test_round_trip(message: Message) -> None:

@@ -201,6 +201,16 @@ def test_an_interrupted_study_is_reopened_with_a_new_run_for_the_trial(sweep: Sw
     assert sweep.mlflow_run().data.metrics["study/best_so_far"] == 1.0
 
 
+def test_a_trial_that_is_run_again_at_once_ends_its_earlier_run(sweep: Sweep) -> None:
+    sweep.tracker.start_trial(sweep.record, sweep.spec("trial-0000"))
+    first = sweep.record.runs["trial-0000"]
+    sweep.run(sweep.spec("trial-0000"), [3.0, 1.0])
+    earlier = sweep.tracker.store.client.get_run(first)
+    assert (earlier.info.status, earlier.data.tags["sweep.role"]) == ("KILLED", "attempt")
+    assert sweep.mlflow_run("trial-0000").info.status == "FINISHED"
+    assert len(sweep.children()) == 2
+
+
 def test_after_a_kill_the_store_catches_up_with_the_disk(sweep: Sweep) -> None:
     """Nobody said goodbye, and `study.json` knows of no trial's run."""
     ended, lost, running = (sweep.spec(f"trial-000{number}") for number in range(3))

@@ -11,7 +11,7 @@ from lora_core.errors import UserError
 from lora_core.trial import Ended, Evaluated
 from sweeps.client import Worker
 from sweeps.protocol import Channel, Go, Report, Setup
-from sweeps.worker import Ticker, _slots, _train
+from sweeps.worker import Ticker, _train
 from tests.sweeps.helpers import write_data
 
 
@@ -39,12 +39,6 @@ def test_what_it_tells_of_model_and_data(tmp_path: Path) -> None:
     assert ready.data.rows == {"train": 12, "valid": 4, "test": 0}
     assert ready.data.batches == 3
     assert worker.process.returncode == 0
-
-
-def test_slots() -> None:
-    config = TrainConfig()
-    config.trainer.slots = 3
-    assert (_slots(config, 8), _slots(config, 2)) == (3, 2)
 
 
 class Engine:

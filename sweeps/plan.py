@@ -1,0 +1,143 @@
+"""`lora-sweep plan`: what a search would take, measured with the same worker and engine. Nothing is written."""
+
+import shlex
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+
+from lora_core.measured import Probe
+from reports import wording
+from sweeps.client import Worker, WorkerDied
+from sweeps.display import Display
+from sweeps.look import check_stores, ended_trials
+from sweeps.preflight import check_places, slot_notes, slots_for, variants
+from sweeps.protocol import Ready, Setup
+from sweeps.samplers import cells
+from sweeps.slots import measure
+from sweeps.space import Job, cap_num_layers
+from sweeps.study_folder import earlier_record, has_completed, resume_command, study_record
+
+
+def run(job: Job) -> int:
+    """Prints what the search of this command line would take.
+
+    Returns the exit code: 1 if the training process died. Raises UserError for what `search` would refuse.
+    """
+    name = job.config.study or f"{job.config.search.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    folder = Path(job.config.output_dir).absolute() / name
+    check_places(job.config, folder)
+    check_stores(job.config)
+    display = Display(job.config.n_trials)
+    slots, choose = slots_for(job.config, earlier_record(folder))
+    try:
+        with Worker(Setup(job.config.to_dict(), slots, variants(job))) as worker:
+            with display.doing("Loading the model and the data"):
+                ready = worker.ready()
+            _plan(name, job, ready, folder, display).show(worker, choose)
+    except WorkerDied as death:
+        display.fail(str(death))
+        return 1
+    return 0
+
+
+def _plan(name: str, job: Job, ready: Ready, folder: Path, display: Display) -> "Plan":
+    """Says what would run, if nothing speaks against it."""
+    job, notes = cap_num_layers(job, ready.model.depth)
+    record = study_record(name, folder, job, ready, notes + slot_notes(job.config), "")
+    ended = ended_trials(record, folder)
+    display.start(ready, record.space, record.notes)
+    size = cells({axis.key: axis.distribution() for axis in job.axes})
+    total = job.config.n_trials if size is None else min(job.config.n_trials, size)
+    work = Work(max(0, total - ended), ended, not has_completed(folder / "default"))
+    is_new = earlier_record(folder) is None
+    argv = shlex.join(["lora-sweep", "search", *job.argv])
+    return Plan(job, work, ready.slots, argv if is_new else resume_command(job.argv, name), display)
+
+
+@dataclass
+class Work:
+    """`left`: trials to train; `ended`: those of an earlier run; `default`: whether the default settings are to be
+    trained too."""
+
+    left: int
+    ended: int
+    default: bool
+
+    @property
+    def trainings(self) -> int:
+        return self.left + self.default
+
+    def __str__(self) -> str:
+        left = wording.plural(self.left, "more trial" if self.ended else "trial")
+        return f"{left} and the default settings" if self.default else left
+
+
+@dataclass
+class Plan:
+    """`slots`: as many as there are, or may be."""
+
+    job: Job
+    work: Work
+    slots: int
+    command: str
+    display: Display
+
+    def show(self, worker: Worker, choose: bool) -> None:
+        """Measures and prints; if `choose`, for the number of slots that is found best."""
+        if self.work.ended:
+            self.display.say(f"{self.work.ended} of {self.job.config.n_trials} trials have ended already")
+        if not self.work.trainings:
+            self.display.say("Nothing is left to train.")
+            return
+        with self.display.doing("Measuring"):
+            probe = measure(worker, self.job, self.display.say)
+        slots = probe.slots if choose else min(self.slots, worker.setup.slots)
+        pinned = f" trainer.slots={slots}" if choose else ""
+        prunes = self.job.config.search.pruner["name"] != "none"
+        for line in [*_table(probe, slots), *_costs(probe, slots, self.work, prunes), *probe.notes]:
+            self.display.say(line)
+        self.display.say(f"Nothing was written. To train:\n  {self.command}{pinned}")
+
+
+def _table(probe: Probe, slots: int) -> list[str]:
+    """The measured numbers of slots, that which will be used marked."""
+    rows = [
+        f"{each.slots:>7} {'★' if each.slots == slots else ' '} "
+        f"{each.tokens_per_second:>10,.0f} {each.peak_gb:>10.3g} GB"
+        for each in probe.measured
+    ]
+    return [f"Slots {slots}", f"{'slots':>7}   {'tokens/s':>10} {'memory':>13}", *rows]
+
+
+def _costs(probe: Probe, slots: int, work: Work, prunes: bool) -> list[str]:
+    least, most = probe.trainable
+    memory, each = estimate(probe, slots)
+    total = probe.fixed_seconds + work.trainings * each
+    less = ", less what the pruner stops early" if prunes else ""
+    return [
+        f"Trainable parameters {least:,}" + (f" – {most:,}" if most > least else ""),
+        f"Memory about {memory:.3g} GB",
+        f"Time about {duration(total)} for {work}, {duration(each)} each{less}",
+    ]
+
+
+def estimate(probe: Probe, slots: int) -> tuple[float, float]:
+    """Memory in GB, and the seconds of a trial, with `slots` in use where the probe would choose another number."""
+    counts = [each.slots for each in probe.measured]
+
+    def at(count: int, values: list[float]) -> float:
+        return float(np.interp(count, counts, values))
+
+    peaks = [each.peak_gb for each in probe.measured]
+    shares = [each.step_seconds / each.slots for each in probe.measured]
+    memory = probe.memory_gb + at(slots, peaks) - at(probe.slots, peaks)
+    return memory, probe.trial_seconds * at(slots, shares) / at(probe.slots, shares)
+
+
+def duration(seconds: float) -> str:
+    """As exactly as an estimate deserves: `4.5 s`, `12 min`, `3.5 h`."""
+    if seconds < 100:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,33 @@
+"""Machines that are worse than this one."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def short_of_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
+    """Has workers be `short_of_memory.main(how, slots, rank, step)`; returns the processes started since."""
+    real = subprocess.Popen
+
+    def arm(*given: Any) -> list[Any]:
+        started: list[Any] = []
+
+        def start(argv: list[str], **options: Any) -> Any:
+            if argv[1:] == ["-m", "sweeps.worker"]:
+                argv = [sys.executable, "-m", "tests.sweeps.short_of_memory", *map(str, given)]
+                options["cwd"] = ROOT
+                started.append(real(argv, **options))
+                return started[-1]
+            return real(argv, **options)
+
+        monkeypatch.setattr(subprocess, "Popen", start)
+        return started
+
+    return arm

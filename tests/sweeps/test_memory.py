@@ -1,0 +1,130 @@
+"""Too little memory: a search goes on with fewer slots, and nothing is lost or doubled."""
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from lora_core.records import load_metrics
+from sweeps.connect import open_client
+from tests.sweeps.helpers import Place
+from tests.sweeps.test_search import mlflow_runs, quick
+
+
+def search(place: Place, *more: str) -> int:
+    """Four trials that do not learn from one another, so that they are the same in however many slots."""
+    shared = ["search/sampler=random", "search/pruner=none", "n_trials=4", "trainer.slots=4"]
+    with pytest.MonkeyPatch.context() as patch:
+        given = place.search_arguments(*shared, *more)
+        patch.setattr(Place, "search_arguments", lambda *_: [w for w in given if "n_startup_trials" not in w])
+        return quick(place)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def roomy(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """The same four trials in four slots, with all the memory that they need."""
+    place = Place(tmp_path_factory.mktemp("roomy"))
+    assert search(place) == 0
+    return place
+
+
+def check_nothing_is_doubled(place: Place, trials: int = 4) -> None:
+    """Optuna, MLflow and the disk have each trial once, with one whole curve."""
+    study = optuna.load_study(study_name="s", storage=f"sqlite:///{place.root}/optuna.db")
+    assert [trial.number for trial in study.trials] == list(range(trials))
+    assert all(trial.state.is_finished() for trial in study.trials)
+    for trial in place.trials():
+        steps = [row["step"] for row in load_metrics(place.folder() / trial.name)]
+        assert steps == sorted(set(steps))
+    client = open_client(f"sqlite:///{place.root}/mlflow.db")
+    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert not [run for run in runs if run.info.status == "RUNNING"]
+    counted = [run.data.tags["sweep.trial"] for run in runs if run.data.tags["sweep.role"] in ("trial", "default")]
+    assert sorted(counted) == ["default", *(f"trial-{number:04d}" for number in range(trials))]
+    attempts = [run for run in runs if run.data.tags["sweep.role"] == "attempt"]
+    assert {run.info.status for run in attempts} <= {"KILLED"}
+
+
+def test_an_exception_halves_the_slots(
+    roomy: Place, place: Place, short_of_memory: Callable[..., list[Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    workers = short_of_memory("error", 1)
+    assert search(place) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if "Slots" in line]
+    assert len(said) == 2 and "Unable to allocate" in said[0]
+    assert said[0].endswith("Slots 4 → 2.") and said[1].endswith("Slots 2 → 1.")
+    assert len(workers) == 3
+    assert place.results() == roomy.results()
+    check_nothing_is_doubled(place)
+    record = place.record()
+    assert record.environment["slots"] == 1 and record.state == "complete"
+    assert [note for note in record.notes if "Slots" in note] == said
+    # A resume, with the same words or with auto, uses what was used at the end.
+    for slots in ("trainer.slots=4", "trainer.slots=auto"):
+        assert search(place, slots, "n_trials=5") == 0
+        assert place.record().environment["slots"] == 1
+
+
+def test_a_killed_process_halves_the_slots(
+    roomy: Place, place: Place, short_of_memory: Callable[..., list[Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    workers = short_of_memory(int(signal.SIGKILL), 2)
+    assert search(place) == 0
+    (said,) = [line for line in capsys.readouterr().out.splitlines() if "Slots" in line]
+    assert "SIGKILL" in said and said.endswith("Slots 4 → 2.")
+    assert [worker.returncode for worker in workers] == [-signal.SIGKILL, 0]
+    assert place.results() == roomy.results()
+    check_nothing_is_doubled(place)
+    assert place.record().environment["slots"] == 2
+
+
+def test_enough_memory_changes_nothing(
+    roomy: Place, place: Place, short_of_memory: Callable[..., list[Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    workers = short_of_memory("error", 4)
+    assert search(place) == 0
+    assert "Slots 4 →" not in capsys.readouterr().out
+    assert len(workers) == 1
+    assert place.results() == roomy.results()
+    assert place.record().environment["slots"] == 4
+
+
+def test_another_death_is_no_want_of_memory(
+    place: Place, short_of_memory: Callable[..., list[Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    workers = short_of_memory(int(signal.SIGTERM), 1)
+    assert search(place) == 1
+    assert "SIGTERM" in capsys.readouterr().err
+    assert len(workers) == 1
+    assert place.record().environment["slots"] == 4
+
+
+def test_one_trial_that_does_not_fit_fails_alone(place: Place, short_of_memory: Callable[..., list[Any]]) -> None:
+    ranks = ["lora_parameters.rank=4,8,16", "optimizer.learning_rate=1e-2", "trainer.slots=2", "n_trials=8"]
+    short_of_memory("error", 2, 16)
+    assert quick(place, *ranks) == 0
+    found = {trial.params["lora_parameters.rank"]: (trial.state, trial.reason) for trial in place.trials()}
+    assert found == {4: ("complete", None), 8: ("complete", None), 16: ("failed", "out of memory")}
+    check_nothing_is_doubled(place, trials=3)
+    study = optuna.load_study(study_name="s", storage=f"sqlite:///{place.root}/optuna.db")
+    (failed,) = [trial for trial in study.trials if trial.state.name == "FAIL"]
+    assert failed.user_attrs["reason"] == "out of memory" and "crashes" not in failed.user_attrs
+    run = mlflow_runs(place)[f"trial-{failed.number:04d}"]
+    assert (run.info.status, run.data.tags["sweep.reason"]) == ("FAILED", "out of memory")
+
+
+def test_nothing_fits(
+    place: Place, short_of_memory: Callable[..., list[Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    short_of_memory("error", 0)
+    assert search(place, "trainer.slots=1", "n_trials=2") == 1
+    assert place.trial("default").reason == "out of memory"
+    assert "2 failed: out of memory" in capsys.readouterr().out

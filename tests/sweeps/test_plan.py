@@ -1,0 +1,193 @@
+"""What a plan says, and that it leaves no trace."""
+
+import hashlib
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lora_core.measured import Measured, Probe
+from sweeps.cli import main
+from sweeps.plan import duration, estimate
+from tests.sweeps.helpers import Place
+from tests.sweeps.test_search import quick
+
+TINY = "plan model=tiny search=quick n_trials=8"
+Printed = Callable[..., list[str]]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to work in."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "work"
+
+
+@pytest.fixture
+def printed(capsys: pytest.CaptureFixture[str]) -> Printed:
+    def run(argv: list[str]) -> list[str]:
+        assert main(argv) == 0
+        return capsys.readouterr().out.splitlines()
+
+    return run
+
+
+def line(lines: list[str], start: str) -> str:
+    (found,) = [each for each in lines if each.startswith(start)]
+    return found
+
+
+def state(root: Path) -> dict[str, str]:
+    return {
+        str(path): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+        for path in sorted(root.rglob("*"))
+    }
+
+
+def test_the_plan_of_a_new_study(folder: Path, printed: Printed) -> None:
+    rank = "lora_parameters.rank=2,4"
+    lines = printed([*TINY.split(), rank])
+    assert line(lines, "Model ").endswith("(0.165M parameters, 4 blocks)")
+    assert line(lines, "Data ").startswith("Data builtin:demo (200 train, 40 valid, 40 test rows)")
+    assert line(lines, f"Axis {rank}")
+    slots = int(line(lines, "Slots ").removeprefix("Slots "))
+    rows = [each.split() for each in lines if re.match(r" +\d+ ", each)]
+    assert [int(row[0]) for row in rows] == [1, 2]
+    assert [int(row[0]) for row in rows if row[1] == "★"] == [slots]
+    # A and B have rank × (in + out) numbers.
+    least, most = (int(text.replace(",", "")) for text in re.findall(r"[\d,]+", line(lines, "Trainable")))
+    assert most == 2 * least > 0
+    assert re.fullmatch(r"Memory about [\d.]+ GB", line(lines, "Memory"))
+    assert " for 8 trials and the default settings, " in line(lines, "Time about ")
+    assert shlex.split(lines[-1]) == ["lora-sweep", "search", *TINY.split()[1:], rank, f"trainer.slots={slots}"]
+    assert list(folder.iterdir()) == []
+
+
+def test_a_number_of_slots_that_was_given(folder: Path, printed: Printed) -> None:
+    lines = printed([*TINY.split(), "trainer.slots=2", "search/pruner=none", "search/sampler=random"])
+    assert line(lines, "Slots ") == "Slots 2"
+    assert lines[-1].count("trainer.slots") == 1
+    assert "pruner" not in line(lines, "Time about ")
+    assert list(folder.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """A study with three of its trials."""
+    place = Place(tmp_path_factory.mktemp("begun"))
+    assert quick(place, "trainer.slots=1", "n_trials=3") == 0
+    return place
+
+
+def planned(place: Place, *more: str) -> list[str]:
+    return ["plan", *place.search_arguments(*more)[1:]]
+
+
+def test_the_plan_of_a_study_that_exists(begun: Place, printed: Printed) -> None:
+    before = state(begun.root)
+    lines = printed(planned(begun))
+    assert "3 of 8 trials have ended already" in lines
+    assert " for 5 more trials, " in line(lines, "Time about ")
+    assert line(lines, "Slots ") == "Slots 1"
+    assert lines[-1].strip().startswith("lora-sweep search ") and lines[-1].endswith(" study=s")
+    assert state(begun.root) == before
+
+
+def test_nothing_is_left_to_train(begun: Place, printed: Printed) -> None:
+    before = state(begun.root)
+    lines = printed(planned(begun, "n_trials=3"))
+    assert lines[-1] == "Nothing is left to train."
+    assert state(begun.root) == before
+
+
+def test_a_space_that_is_smaller_than_the_budget(folder: Path, printed: Printed) -> None:
+    lines = printed([*TINY.split(), "lora_parameters.rank=2,4", "optimizer.learning_rate=1e-3"])
+    assert " for 2 trials and the default settings, " in line(lines, "Time about ")
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["lora_parameters.rnk=8"], ["lora_parameters.rank"]),
+        (["lora_parameters.rank=interval(8,4)"], ["lora_parameters.rank"]),
+        (["num_layers=2,5"], ["num_layers=2,5", "4"]),
+        (["lora_parameters.keys=[attn],[self_attn.q_proj]"], ["Axis lora_parameters.keys=[attn]"]),
+        (["data.path=nowhere"], ["data.path=nowhere"]),
+        (["output_dir=/dev/null/out"], ["output_dir", "/dev/null"]),
+        (["storage=sqlite:////dev/null/optuna.db"], ["storage", "/dev/null"]),
+        (["storage=sqlite:///no/such/optuna.db"], ["storage", "no/such"]),
+        (["tracking.uri=sqlite:////dev/null/mlflow.db"], ["tracking.uri", "/dev/null"]),
+        (["tracking.uri=http://127.0.0.1:9"], ["tracking.uri", "127.0.0.1:9"]),
+        (["storage=postgresql+psycopg://127.0.0.1:9/o"], ["storage"]),
+        (["-m"], ["plan takes no -m"]),
+    ],
+)
+def test_bad_input(more: list[str], words: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*TINY.split(), *more]) == 2
+    said = capsys.readouterr().err
+    assert 1 <= len(said.splitlines()) <= 3 and "Traceback" not in said
+    assert all(word in said for word in words), said
+    assert list(folder.iterdir()) == []
+
+
+def test_a_storage_that_is_no_database(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "optuna.db").write_text("not a database, but long enough to be taken for one" * 20)
+    assert main(TINY.split()) == 2
+    assert "storage=sqlite:///optuna.db cannot be opened" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        ("optimizer.weight_decay=0.5", "optimizer.weight_decay: 0.01 → 0.5"),
+        ("lora_parameters.rank=2,4,8", "axis lora_parameters.rank: 2,4 → 2,4,8"),
+        ("output_dir=elsewhere", "output_dir="),
+        ("storage=sqlite:///elsewhere.db", None),
+    ],
+)
+def test_a_study_with_other_settings(
+    other: str, told: str | None, begun: Place, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = state(begun.root)
+    # Trials that lie in the folder are known without the storage, as they are to a search.
+    assert main(planned(begun, other, "n_trials=3")) == (0 if told is None else 2)
+    said = capsys.readouterr()
+    assert (told or "Nothing is left to train.") in (said.err or said.out)
+    assert state(begun.root) == before and list(folder.iterdir()) == []
+
+
+def test_other_settings_in_the_folder_alone(begun: Place, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    elsewhere = ["storage=sqlite:///elsewhere.db", "optimizer.weight_decay=0.5"]
+    assert main(planned(begun, *elsewhere)) == 2
+    assert "optimizer.weight_decay: 0.01 → 0.5" in capsys.readouterr().err
+
+
+def test_measuring_dies(
+    folder: Path, short_of_memory: Callable[..., list[Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    short_of_memory("error", 0, 10**9, 3)
+    assert main(TINY.split()) == 1
+    said = capsys.readouterr().err
+    assert "out of memory" in said and "Traceback" not in said and len(said.splitlines()) == 1
+    assert list(folder.iterdir()) == []
+
+
+MEASURED = [Measured(1, 1.0, 100.0, 2.0), Measured(2, 1.2, 160.0, 3.0), Measured(4, 2.0, 200.0, 5.0)]
+
+
+@pytest.mark.parametrize(
+    ("slots", "expected"), [(4, (6.0, 10.0)), (1, (3.0, 20.0)), (2, (4.0, 12.0)), (3, (5.0, 11.0)), (8, (6.0, 10.0))]
+)
+def test_estimates_with_another_number_of_slots(slots: int, expected: tuple[float, float]) -> None:
+    probe = Probe(4, MEASURED, 6.0, 10.0, 1.0, (1, 1))
+    assert estimate(probe, slots) == pytest.approx(expected)
+
+
+def test_durations() -> None:
+    shown = [duration(seconds) for seconds in (0.24, 9.94, 45.4, 99.4, 125, 5400, 7200)]
+    assert shown == ["0.2 s", "9.9 s", "45 s", "99 s", "2 min", "90 min", "2.0 h"]
