@@ -51,6 +51,7 @@ class Engine:
         self._packs: dict[Hashable, Pack] = {}
         self._unheard: list[tuple[list[Slot], mx.array]] = []  # steps not waited for yet
         self._watch = Stopwatch()
+        backend.reset_peak_memory()  # loading is over
 
     @property
     def free(self) -> int:
@@ -65,7 +66,7 @@ class Engine:
     def place(self, spec: TrialSpec, config: TrainConfig) -> tuple[Slot, Pack, Feed]:
         """The trial's slot, not in the pack yet, the pack it shares, and the batches it trains on."""
         feed = self.feed(config)
-        return Slot(spec, config, self._bottom(config), self._order(spec, config, feed)), self._pack(config, feed), feed
+        return Slot(spec, config, self.bottom(config), self._order(spec, config, feed)), self._pack(config, feed), feed
 
     def start(self, spec: TrialSpec) -> None:
         """Puts a trial into a free slot and evaluates it before its first step."""
@@ -103,7 +104,7 @@ class Engine:
             slot.took_step(batch.tokens)
             self.steps, self.tokens = self.steps + 1, self.tokens + batch.tokens
         if any(slot.check_due for slot in due):
-            self._listen()
+            self.listen()
             pack.read_alive()
             self._evaluate([slot for slot in due if slot.alive and slot.evaluation_due], pack, feed)
             self._finish_ended([(slot, pack, feed) for slot in due])
@@ -118,10 +119,10 @@ class Engine:
         most = max(waiting.values(), key=lambda slots: (len(slots), -min(slot.step for slot in slots)))
         return _few_shapes(most)
 
-    def _listen(self) -> None:
+    def listen(self) -> None:
         """Waits for the steps handed to the device, and shares their losses and the time they took."""
         heard = [(due, losses.tolist()) for due, losses in self._unheard]
-        share = self._watch.lap() / sum(len(due) for due, _ in heard)
+        share = self._watch.lap() / max(1, sum(len(due) for due, _ in heard))
         for due, losses in heard:
             for slot, loss in zip(due, losses, strict=True):
                 slot.heard(loss, share)
@@ -159,18 +160,18 @@ class Engine:
         steps = steps_for(config.trainer, len(feed.train))
         return order(len(feed.train), steps, config.seed, spec.repeat)
 
-    def _bottom(self, config: TrainConfig) -> int:
+    def bottom(self, config: TrainConfig) -> int:
         """The lowest adapted block."""
         return 0 if config.num_layers == "all" else self.base.info.depth - int(config.num_layers)
 
     def _sites(self, config: TrainConfig) -> list[adapters.Site]:
         """The layers that a trial adapts."""
-        keys, bottom = config.lora_parameters.keys, self._bottom(config)
+        keys, bottom = config.lora_parameters.keys, self.bottom(config)
         return [site for site in self.sites if site.layer >= bottom and (keys is None or site.key in keys)]
 
     def _pack(self, config: TrainConfig, feed: Feed) -> Pack:
         lora = config.lora_parameters
-        depth = None if self.joins else self._bottom(config)
+        depth = None if self.joins else self.bottom(config)
         key = (feed.key, depth, lora.dropout_on, lora.compute_dtype, config.trainer.grad_checkpoint)
         if key not in self._packs:
             self._packs[key] = Pack(self.computation, self.sites, config)

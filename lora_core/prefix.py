@@ -28,6 +28,7 @@ class PrefixCache:
         self.budget = budget
         self.disk_budget = disk_budget
         self.used = self.disk_used = 0
+        self.per_token = 0  # bytes, known once there is a first prefix
         self._kept: dict[Hashable, mx.array] = {}
         self._files: dict[Hashable, Path] = {}
         self._numbers = itertools.count()
@@ -42,6 +43,7 @@ class PrefixCache:
         below = self._kept.get((key, start))
         hidden = self.split.prefix(mx.array(batch.inputs), boundary, start, below)
         mx.eval(hidden)
+        self.per_token = hidden.nbytes // batch.inputs.size
         self._keep((key, boundary), hidden)
         return hidden
 

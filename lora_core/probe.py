@@ -1,77 +1,250 @@
-"""Short timed trainings, to choose how many trials train at the same time and to say what a study will cost."""
+"""Short timed trainings: how many trials should share a pass, what a study will take, whether packing moves a bit.
 
-import math
+Trials are put into slots and stepped without records, files or evaluations; nothing of them remains but cached
+prefixes, which the study needs anyway.
+"""
+
+import statistics
 import time
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from itertools import cycle, islice
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
 
 from lora_core import backend
 from lora_core.batches import steps_for
 from lora_core.config import TrainConfig
 from lora_core.engine import Engine
+from lora_core.feed import Feed
 from lora_core.measured import Measured, Probe
 from lora_core.trial import TrialSpec
 
-STEPS = 4  # of each slot; the first compiles and is not timed
+STEPS = 3  # the first is not timed: it compiles, and computes prefixes
+GAIN = 1.05  # more slots must be this many times faster to be worth their memory
+DEPTHS = 4  # numbers of blocks that are timed alone; what lies between is interpolated
+NEVER = 1 << 30
+LONG = 7  # steps of a rehearsed trial: more than any takes, fewer than bring the engine to look at one
 
 
-def probe(engine: Engine, samples: list[TrainConfig], most: int) -> Probe:
-    """Trains some of `samples` for a few steps at 1, 2, 4, … up to `most` slots. Nothing of it remains."""
-    began = time.perf_counter()
-    _train(engine, samples, 1)  # fills the caches
-    fixed = time.perf_counter() - began
-    measured = [_train(engine, samples, slots) for slots in _counts(most)]
-    best = max(measured, key=lambda each: each.tokens_per_second)
-    steps = sum(_steps(engine, sample) for sample in samples) / len(samples)
-    trainable = [_trainable(engine, sample) for sample in samples]
-    seconds = steps * best.step_seconds / best.slots
-    return Probe(best.slots, measured, best.peak_gb, seconds, fixed, (min(trainable), max(trainable)))
+def probe(engine: Engine, samples: list[TrainConfig], most: int, choose: bool = True) -> Probe:
+    """Times samples alone and in packs of 2, 4, … up to `most` slots, and chooses the fastest number that memory
+    allows; never one that is slower than one at a time. Without `choose`, `most` is what will be used."""
+    alone = Alone(engine, samples)
+    measured, packs = [alone.measured(samples)], {1: alone.timed[alone.depth(samples[0])]}
+    best = measured[0]
+    for slots in _counts(most) if choose else [most][: most - 1]:
+        if choose and not _fits(engine, samples[0], measured):
+            break
+        try:
+            packs[slots] = timed(engine, _first(samples, slots))
+        except RuntimeError as error:
+            if not backend.is_out_of_memory(error):
+                raise
+            break
+        gain = sum(alone.seconds(config) for config in _first(samples, slots)) / packs[slots].seconds
+        measured.append(_measured(slots, packs[slots], measured[0].tokens_per_second * gain))
+        if choose and measured[-1].tokens_per_second < GAIN * best.tokens_per_second:
+            break
+        best = measured[-1]
+    found = _chosen(engine, samples, alone, best, measured, packs)
+    backend.reset_peak_memory()  # what was tried and not chosen is not the study's
+    return found
+
+
+def _chosen(
+    engine: Engine, samples: list[TrainConfig], alone: "Alone", best: Measured, measured: list[Measured],
+    packs: dict[int, "Timed"],
+) -> Probe:  # fmt: skip
+    notes = []
+    if best.slots > 1:
+        notes += [_bits(packs[1], packs[best.slots], best.slots), *_joining(engine, samples, best, packs)]
+    gain = best.tokens_per_second / measured[0].tokens_per_second
+    deepest = timed(engine, sorted(samples, key=engine.trainable, reverse=True)[: best.slots], steps=1)
+    trainable = [engine.trainable(sample) for sample in samples]
+    memory = deepest.peak_gb + _still_to_cache(engine, samples) + best.slots * max(trainable) * 4 / 1e9
+    trial = statistics.mean(alone.trial_seconds(sample) for sample in samples) / gain
+    return Probe(best.slots, measured, memory, trial, alone.fixed_seconds(samples), (min(trainable), max(trainable)),
+                 notes)  # fmt: skip
+
+
+@dataclass
+class Timed:
+    """Of some trials that train together: seconds of one step of all of them at the mean padded length, and of one
+    validation batch; tokens in the loss of such a step; peak memory; what the first of them came to."""
+
+    seconds: float
+    evaluation: float
+    tokens: float
+    peak_gb: float
+    losses: list[float] = field(default_factory=list)
+    adapter: list[mx.array] = field(default_factory=list)
+
+
+class Alone:
+    """Single trials, timed at a few depths."""
+
+    def __init__(self, engine: Engine, samples: list[TrainConfig]) -> None:
+        self.engine = engine
+        by_depth = {self.depth(sample): sample for sample in reversed(samples)}
+        depths = sorted(by_depth)
+        places = np.linspace(0, len(depths) - 1, min(DEPTHS, len(depths))).round().astype(int)
+        kept = {self.depth(samples[0]), *(depths[place] for place in places)}
+        self.timed = {depth: timed(engine, [by_depth[depth]]) for depth in sorted(kept)}
+
+    def depth(self, config: TrainConfig) -> int:
+        return self.engine.base.info.depth if config.num_layers == "all" else int(config.num_layers)
+
+    def _at(self, config: TrainConfig, name: str) -> float:
+        values = [getattr(each, name) for each in self.timed.values()]
+        return float(np.interp(self.depth(config), list(self.timed), values))
+
+    def seconds(self, config: TrainConfig) -> float:
+        """Of one step."""
+        return self._at(config, "seconds")
+
+    def measured(self, samples: list[TrainConfig]) -> Measured:
+        seconds = statistics.mean(self.seconds(sample) for sample in samples)
+        tokens = statistics.mean(each.tokens for each in self.timed.values())
+        return Measured(1, seconds, tokens / seconds, max(each.peak_gb for each in self.timed.values()))
+
+    def trial_seconds(self, config: TrainConfig) -> float:
+        """Steps and evaluations of a trial; the evaluation before its first step is the study's, not its own."""
+        feed = self.engine.feed(config)
+        steps = steps_for(config.trainer, len(feed.train))
+        evaluations = -(-steps // config.trainer.eval_every)
+        return steps * self.seconds(config) + evaluations * len(feed.valid) * self._at(config, "evaluation")
+
+    def fixed_seconds(self, samples: list[TrainConfig]) -> float:
+        """Frozen blocks of every batch once, and the base model's loss."""
+        feed = self.engine.feed(samples[0])
+        bottom = self.engine.base.info.depth - min(map(self.depth, samples))
+        batches = len(feed.valid) + min(len(feed.train), max(steps_for(s.trainer, len(feed.train)) for s in samples))
+        prefix = _prefix_seconds(self.engine, feed, bottom) if bottom else 0.0
+        return batches * prefix + len(feed.valid) * self._at(samples[0], "evaluation")
+
+
+def timed(engine: Engine, configs: Sequence[TrainConfig], steps: int = STEPS) -> Timed:
+    """Trains `configs` together for a few steps."""
+    with _rehearsing(engine, configs) as slots:
+        backend.reset_peak_memory()
+        while min(slot.step for slot in slots) < 1:
+            engine.advance()
+        mx.synchronize()
+        (first, pack, feed), before = engine.running[0], engine.steps
+        start = time.perf_counter()
+        adapter: list[mx.array] = []
+        while min(slot.step for slot in slots) < steps:
+            engine.advance()
+            if first.step == steps and not adapter:
+                adapter = [part for pair in pack.adapter(first).values() for part in pair]
+        mx.eval(adapter)
+        mx.synchronize()
+        seconds, done = time.perf_counter() - start, engine.steps - before
+        peak, evaluation = backend.peak_memory_gb(), _evaluation_seconds(engine)
+        engine.listen()
+    padded = statistics.mean(batch.inputs.size for batch in feed.train)
+    seen = [feed.train[i].inputs.size for i in first.order[1 : first.step]] or [padded]
+    seconds *= len(configs) / max(done, 1) * padded / statistics.mean(seen)
+    tokens = len(configs) * statistics.mean(batch.tokens for batch in feed.train)
+    return Timed(seconds, evaluation, tokens, peak, first.pending[:steps], adapter)
+
+
+@contextmanager
+def _rehearsing(engine: Engine, configs: Sequence[TrainConfig]) -> Iterator[list[Any]]:
+    """The trials are in slots inside the `with`, and gone after it."""
+    done = engine.steps, engine.tokens
+    for number, config in enumerate(configs):
+        trainer = replace(config.trainer, iters=LONG, epochs=None, eval_every=NEVER, patience=None)
+        spec = TrialSpec(f"probe-{number}", "trial", {}, "")
+        slot, pack, feed = engine.place(spec, replace(config, trainer=trainer, resume_adapter_file=None))
+        pack.add(slot)
+        engine.running.append((slot, pack, feed))
+    slots = [slot for slot, *_ in engine.running]
+    try:
+        yield slots
+    finally:
+        for slot, pack, _ in engine.running:
+            pack.remove(slot)
+        engine.running.clear()
+        engine.listen()
+        engine.steps, engine.tokens = done
+
+
+def _evaluation_seconds(engine: Engine) -> float:
+    """Of one validation batch, a slot's share; the second time, when everything is compiled and cached."""
+    _, pack, feed = engine.running[0]
+    due = [slot for slot, other, _ in engine.running if other is pack]
+    for _ in range(2):
+        start = time.perf_counter()
+        rows = feed.rows([feed.valid[0]] * len(pack.slots), "valid", [pack.boundary(slot) for slot in pack.slots])
+        mx.eval(pack.evaluate(pack.slots, rows))
+    return (time.perf_counter() - start) / len(due)
+
+
+def _prefix_seconds(engine: Engine, feed: Feed, bottom: int) -> float:
+    start = time.perf_counter()
+    mx.eval(engine.split.prefix(mx.array(feed.train[0].inputs), bottom))
+    return time.perf_counter() - start
 
 
 def _counts(most: int) -> list[int]:
-    return [1 << power for power in range(most.bit_length())]
+    """2, 4, … up to `most`."""
+    return [1 << power for power in range(1, most.bit_length())]
 
 
-def _train(engine: Engine, samples: list[TrainConfig], slots: int) -> Measured:
-    before, engine.slots = engine.slots, slots
-    backend.reset_peak_memory()
-    with TemporaryDirectory() as folder:
-        for number, sample in enumerate(islice(cycle(samples), slots)):
-            engine.start(_spec(sample, Path(folder) / str(number)))
-        _advance(engine, 1)
-        tokens, began = engine.tokens, time.perf_counter()
-        _advance(engine, STEPS)
-        seconds, tokens = time.perf_counter() - began, engine.tokens - tokens
-        for slot, *_ in list(engine.running):
-            engine.stop(slot.spec.name)
-    engine.slots = before
-    engine.events.clear()
-    return Measured(slots, seconds / (STEPS - 1), tokens / seconds, backend.peak_memory_gb())
+def _first(samples: list[TrainConfig], count: int) -> list[TrainConfig]:
+    return list(islice(cycle(samples), count))
 
 
-def _advance(engine: Engine, steps: int) -> None:
-    """Until each slot has done that many, and the device has too."""
-    while min(slot.step for slot, *_ in engine.running) < steps:
-        engine.advance()
-    engine._listen()
+def _measured(slots: int, pack: Timed, tokens_per_second: float) -> Measured:
+    return Measured(slots, pack.seconds, tokens_per_second, pack.peak_gb)
 
 
-def _spec(sample: TrainConfig, folder: Path) -> TrialSpec:
-    trainer = replace(sample.trainer, iters=STEPS + 1, epochs=None, eval_every=STEPS + 1)
-    return TrialSpec(folder.name, "trial", replace(sample, trainer=trainer).to_dict(), str(folder))
+def _fits(engine: Engine, config: TrainConfig, measured: list[Measured]) -> bool:
+    """Whether twice the slots would stay within the memory that training may use, going by the growth so far."""
+    last = measured[-1]
+    before = measured[-2].peak_gb if len(measured) > 1 else mx.get_active_memory() / 1e9
+    slots_before = measured[-2].slots if len(measured) > 1 else 0
+    growth = (last.peak_gb - before) / (last.slots - slots_before)
+    return (last.peak_gb + last.slots * growth) * 1e9 < config.trainer.memory_fraction * backend.memory()
 
 
-def _steps(engine: Engine, sample: TrainConfig) -> float:
-    """The sample's steps, with its evaluations as so many steps' worth: they have no backward pass."""
-    feed = engine.feed(sample)
-    steps = steps_for(sample.trainer, len(feed.train))
-    evaluations = math.ceil(steps / sample.trainer.eval_every)
-    return steps + evaluations * len(feed.valid) / 3
+def _still_to_cache(engine: Engine, samples: list[TrainConfig]) -> float:
+    """GB of prefixes that the study will keep in memory beyond those that are there."""
+    sizes: dict[Any, int] = {}
+    for sample in samples:
+        feed, bottom = engine.feed(sample), engine.bottom(sample)
+        used = min(len(feed.train), steps_for(sample.trainer, len(feed.train)))
+        padded = statistics.mean(batch.inputs.size for batch in feed.train) * used
+        padded += sum(batch.inputs.size for batch in feed.valid)
+        if bottom and engine.prefixes.per_token:
+            sizes[feed.key, bottom] = int(padded * engine.prefixes.per_token)
+    whole = min(sum(sizes.values()), engine.prefixes.budget)
+    return max(0, whole - engine.prefixes.used) / 1e9
 
 
-def _trainable(engine: Engine, sample: TrainConfig) -> int:
-    sites = engine._sites(sample, engine._depth(sample))
-    shapes = [site.module.shapes() for site in sites]
-    return sample.lora_parameters.rank * sum(math.prod(a) + math.prod(b) for a, b in shapes)
+def _bits(alone: Timed, packed: Timed, slots: int) -> str:
+    """What holds on this device, of the first sample alone and among others."""
+    pairs = list(zip(alone.adapter, packed.adapter, strict=True))
+    if alone.losses == packed.losses and all(mx.array_equal(a, b).item() for a, b in pairs):
+        return f"Checked: {slots} trials packed give what each gives alone, to the bit."
+    largest = max(mx.abs(a).max().item() for a, _ in pairs)
+    apart = max(mx.abs(a - b).max().item() for a, b in pairs) / largest
+    return f"Checked: {slots} trials packed differ from each alone by {apart:.0e} of the adapter after {STEPS} steps."
+
+
+def _joining(engine: Engine, samples: list[TrainConfig], best: Measured, packs: dict[int, Timed]) -> list[str]:
+    """Lets trials of different depth share a pack only where that is faster."""
+    configs = _first(samples, best.slots)
+    if not engine.joins or len({engine.bottom(config) for config in configs}) < 2:
+        return []
+    engine.joins = False
+    apart = timed(engine, configs).seconds
+    engine.joins = packs[best.slots].seconds <= apart
+    if engine.joins:
+        return []
+    return ["Trials of different depth run one depth at a time: that is faster here than together."]

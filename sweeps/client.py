@@ -78,9 +78,9 @@ class Worker:
         assert isinstance(message, Ready)
         return message
 
-    def measure(self, samples: list[dict[str, Any]]) -> Probe:
-        """Has these configurations measured, in up to as many slots as there are; the fastest number stays."""
-        self.send(Measure(samples))
+    def measure(self, samples: list[dict[str, Any]], choose: bool) -> Probe:
+        """Has these configurations measured, see `Measure`."""
+        self.send(Measure(samples, choose))
         message = self._receive()
         assert isinstance(message, Probe)
         return message

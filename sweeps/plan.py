@@ -92,7 +92,7 @@ class Plan:
             self.display.say("Nothing is left to train.")
             return
         with self.display.doing("Measuring"):
-            probe = measure(worker, self.job, self.display.say)
+            probe = measure(worker, self.job, choose=True, say=self.display.say)
         slots = probe.slots if choose else min(self.slots, worker.setup.slots)
         pinned = f" trainer.slots={slots}" if choose else ""
         prunes = self.job.config.search.pruner["name"] != "none"

@@ -46,9 +46,10 @@ class Ready:
 @dataclass
 class Measure:
     """Measure these configurations in 1, 2, 4, … slots, up to as many as there are, and run as many from now on as
-    are fastest."""
+    are fastest. Without `choose`: measure one slot and as many as there are, which stay."""
 
     samples: list[dict[str, Any]]
+    choose: bool = True
 
 
 @dataclass

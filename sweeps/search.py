@@ -51,8 +51,7 @@ def run(job: Job) -> int:
         with Worker(Setup(job.config.to_dict(), slots, variants(job)), display.progress) as worker:
             with display.doing("Loading the model and the data"):
                 ready = worker.ready()
-            # Of one slot there is nothing to choose.
-            _search(name, job, ready, folder, display).run(worker, ready.slots, choose and ready.slots > 1)
+            _search(name, job, ready, folder, display).run(worker, ready.slots, choose)
     except WorkerDied as death:
         display.fail(str(death))
         return 1
@@ -94,18 +93,19 @@ class Search:
         """Trains what is missing of the study, in `slots` or in as many of them as `choose` finds best; merges the
         winner, writes the report."""
         with locked(self.folder), self._recorded(None if choose else slots):
-            if choose:
-                slots = self._choose(worker)
+            if slots > 1:
+                slots = self._measured(worker, choose)
+            self._use(slots)
             with self.display:
                 self._train(worker, slots)
             self._finish(worker)
 
-    def _choose(self, worker: Worker) -> int:
-        with self.display.doing("Measuring how many trials to train at the same time"):
-            probe = measure(worker, self.job, self._note)
+    def _measured(self, worker: Worker, choose: bool) -> int:
+        """The slots to go on with; notes how fast they are, and whether trials in them get what they get alone."""
+        with self.display.doing("Measuring how fast trials train at the same time"):
+            probe = measure(worker, self.job, choose, self._note)
         for line in (slots_line(probe), *probe.notes):
             self._note(line)
-        self._use(probe.slots)
         return probe.slots
 
     def _use(self, slots: int | None) -> None:

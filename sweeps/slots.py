@@ -25,12 +25,13 @@ def draw(job: Job, count: int = SAMPLES) -> list[dict[str, Any]]:
     return [trial_config(job.config_for(values)) for values in points]
 
 
-def measure(worker: Worker, job: Job, say: Callable[[str], None]) -> Probe:
-    """What the worker finds out with the slots that it has, or with fewer if trying more ends it."""
+def measure(worker: Worker, job: Job, choose: bool, say: Callable[[str], None]) -> Probe:
+    """What the worker finds out with the slots that it has, or with fewer if trying more ends it. With `choose` it
+    goes on with as many of them as are fastest."""
     samples = draw(job)
     while True:
         try:
-            return worker.measure(samples)
+            return worker.measure(samples, choose)
         except OutOfMemory as death:
             slots = worker.setup.slots
             if slots == 1:

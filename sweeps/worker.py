@@ -109,7 +109,8 @@ def _environment() -> dict[str, Any]:
 def _measure(engine: Any, message: Measure) -> Probe:
     from lora_core.probe import probe
 
-    found = probe(engine, [TrainConfig.from_dict(values) for values in message.samples], engine.slots)
+    samples = [TrainConfig.from_dict(values) for values in message.samples]
+    found = probe(engine, samples, engine.slots, message.choose)
     engine.slots = found.slots
     return found
 

@@ -1,0 +1,145 @@
+"""What the probe measures, chooses, foretells and leaves behind."""
+
+from dataclasses import replace
+
+import mlx.core as mx
+import pytest
+
+from lora_core import probe as probing
+from lora_core.config import TrainConfig
+from lora_core.engine import Engine
+from lora_core.probe import probe
+from lora_core.records import load_metrics
+from tests.lora_core.helpers import bits_are_promised, demo, new_engine, new_spec, run, same_result
+
+
+def samples(tmp_path, *changes, **shared) -> list[TrainConfig]:
+    return [TrainConfig.from_dict(new_spec(tmp_path, "sample", **shared, **change).config) for change in changes]
+
+
+MIXED = [{"num_layers": 1}, {"num_layers": "all", "rank": 16}, {"num_layers": 2, "dropout": 0.1}]
+
+
+def scripted(monkeypatch, seconds):
+    """The times of packs, by their number of slots, as `seconds` says."""
+    plain = probing.timed
+
+    def timed(engine, configs, steps=probing.STEPS):
+        return replace(plain(engine, configs, steps), seconds=seconds(len(configs)))
+
+    monkeypatch.setattr(probing, "timed", timed)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "chosen"),
+    [
+        (lambda slots: 1.0, 8),  # packing is free
+        (lambda slots: slots, 1),  # it saves nothing
+        (lambda slots: slots * 0.97, 1),  # or too little to be sure of
+        (lambda slots: 1.0 + max(0, slots - 4), 4),
+    ],
+)
+def test_more_slots_are_chosen_where_they_are_faster(tmp_path, monkeypatch, seconds, chosen):
+    scripted(monkeypatch, seconds)
+    found = probe(new_engine(8), samples(tmp_path, {}), 8)
+    assert found.slots == chosen
+    rates = {each.slots: each.tokens_per_second for each in found.measured}
+    assert rates[chosen] >= rates[1]
+    for slots, rate in rates.items():
+        assert rate == pytest.approx(rates[1] * slots * seconds(1) / seconds(slots), rel=1e-6)
+
+
+def test_memory_bounds_the_slots(tmp_path, monkeypatch):
+    scripted(monkeypatch, lambda slots: 1.0)
+    monkeypatch.setattr(probing.backend, "memory", lambda: 1)
+    assert probe(new_engine(8), samples(tmp_path, {}), 8).slots == 1
+
+
+def test_running_out_of_memory_ends_the_trying(tmp_path, monkeypatch):
+    scripted(monkeypatch, lambda slots: 1.0)
+    plain = probing.timed
+
+    def short(engine, configs, steps=probing.STEPS):
+        if len(configs) > 2:
+            raise RuntimeError("[malloc] Unable to allocate 99 bytes.")
+        return plain(engine, configs, steps)
+
+    monkeypatch.setattr(probing, "timed", short)
+    assert probe(new_engine(8), samples(tmp_path, {}), 8).slots == 2
+
+
+def test_another_error_is_not_taken_for_it(tmp_path, monkeypatch):
+    def broken(engine, configs, steps=probing.STEPS):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(probing, "timed", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        probe(new_engine(8), samples(tmp_path, {}), 8)
+
+
+def test_a_given_number_is_measured_beside_one(tmp_path):
+    found = probe(new_engine(3), samples(tmp_path, *MIXED), 3, choose=False)
+    assert (found.slots, [each.slots for each in found.measured]) == (3, [1, 3])
+
+
+@bits_are_promised
+def test_it_says_what_packing_does_to_bits(tmp_path, monkeypatch):
+    found = probe(new_engine(3), samples(tmp_path, *MIXED), 3, choose=False)
+    assert "Checked: 3 trials packed give what each gives alone, to the bit." in found.notes
+    from lora_core.pack import Pack
+
+    keys = Pack._keys
+    monkeypatch.setattr(Pack, "_keys", lambda self, slot, sites: keys(self, slot, sites) + len(self.slots))
+    dropping = samples(tmp_path, {"dropout": 0.1}, {})
+    notes = probe(new_engine(2), dropping, 2, choose=False).notes
+    assert any("2 trials packed differ from each alone by" in note for note in notes)
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_depths_are_joined_where_that_is_faster(tmp_path, monkeypatch, together):
+    plain = probing.timed
+
+    def timed(engine, configs, steps=probing.STEPS):
+        slow = len(configs) > 1 and engine.joins != together
+        return replace(plain(engine, configs, steps), seconds=2.0 if slow else 1.0)
+
+    monkeypatch.setattr(probing, "timed", timed)
+    engine = new_engine(3)
+    notes = probe(engine, samples(tmp_path, *MIXED), 3, choose=False).notes
+    assert engine.joins == together
+    assert any("one depth at a time" in note for note in notes) != together
+
+
+def test_nothing_is_left_behind(tmp_path, make_spec):
+    before, after = make_spec("before", dropout=0.1), make_spec("after", dropout=0.1)
+    run(new_engine(2), before)
+    engine = new_engine(2)
+    there = sorted(tmp_path.rglob("*"))
+    probe(engine, samples(tmp_path, *MIXED, iters=6), 2)
+    assert (engine.running, engine.events, engine.steps, engine.tokens) == ([], [], 0, 0)
+    assert sorted(tmp_path.rglob("*")) == there
+    run(engine, after)
+    assert same_result(before, after)
+
+
+def test_parameters_are_counted(tmp_path):
+    found = probe(new_engine(), samples(tmp_path, *MIXED), 1)
+    per_rank = 3 * (64 + 64) + (64 + 64) + 3 * (64 + 128)
+    engine = new_engine()
+    assert found.trainable == tuple(engine.trainable(c) for c in samples(tmp_path, MIXED[0], MIXED[1]))
+    assert found.trainable[1] == 2 * 4 * found.trainable[0] and per_rank > 0
+
+
+@pytest.mark.parametrize("slots", [1, 4])
+def test_memory_is_foretold_within_a_quarter(tmp_path, slots):
+    """Wide enough a model that its arrays, not single buffers, decide."""
+    changes = [{"num_layers": "all", "rank": rank} for rank in (4, 32, 16, 8)]
+    data = replace(demo(), train=demo().train[:64], valid=demo().valid[:8])
+    base = new_engine().base
+    found = probe(Engine(base, data, slots), samples(tmp_path, *changes, iters=12), slots, choose=False)
+    mx.clear_cache()
+    engine = Engine(base, data, slots)
+    specs = [new_spec(tmp_path, f"trial-{i}", iters=12, eval_every=6, **change) for i, change in enumerate(changes)]
+    used = max(record.metrics["peak_memory_gb"] for record in run(engine, *specs))
+    assert found.memory_gb == pytest.approx(used, rel=0.25)
+    assert load_metrics(tmp_path / "trial-0")
