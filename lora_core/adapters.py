@@ -5,7 +5,7 @@ with zeros, which get zero gradients and stay zero. Where several layers of expe
 come sorted by expert, so that slots cannot be told apart: such a model is trained with K = 1.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -51,16 +51,7 @@ class StackedLora(nn.Module):
         return _sum(y, self._delta(self.active, x).reshape(y.shape))
 
     def _delta(self, active: Active, x: mx.array) -> mx.array:
-        a, b = active.a, active.b
-
-        def product(x: mx.array, a: mx.array, b: mx.array) -> mx.array:
-            rows = x.astype(a.dtype).reshape(len(a), -1, x.shape[-1])
-            if active.drop_input:
-                rows = _drop(rows, active)
-            return (rows @ a) @ b
-
-        # A wider copy of x, kept for the gradient of A, would cost more memory than all else in the block.
-        delta = product(x, a, b) if x.dtype == a.dtype else mx.checkpoint(product)(x, a, b)
+        delta = _product(active)(x, active.a, active.b)
         return delta if active.drop_input else _drop(delta, active)
 
     def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -96,6 +87,35 @@ class ExpertLora(StackedLora):
             self.linear.num_experts, self.linear.output_dims, self.linear.input_dims,
         )  # fmt: skip
         return (experts, inputs, 1), (experts, 1, outputs)
+
+
+def _product(active: Active) -> Callable[[mx.array, mx.array, mx.array], mx.array]:
+    """x·A·B by slot, for x [K·b, T, in], with a gradient that needs little memory.
+
+    Autograd would keep a copy of x in the adapters' dtype for every layer. MLX would also leave the gradients of
+    all A and B to the end of the backward pass, and keep for them what the layers above have long done with: so the
+    gradient to x, without which no layer below can go on, waits for them.
+    """
+
+    def rows_of(x: mx.array, a: mx.array) -> mx.array:
+        rows = x.astype(a.dtype).reshape(len(a), -1, x.shape[-1])
+        return _drop(rows, active) if active.drop_input else rows
+
+    @mx.custom_function
+    def product(x: mx.array, a: mx.array, b: mx.array) -> mx.array:
+        return (rows_of(x, a) @ a) @ b
+
+    @product.vjp
+    def product_vjp(primals: Any, cotangent: Any, _: Any) -> Any:
+        x, a, b = primals
+        rows = rows_of(x, a)
+        inner = cotangent @ b.swapaxes(1, 2)
+        grad_a, grad_b = rows.swapaxes(1, 2) @ inner, (rows @ a).swapaxes(1, 2) @ cotangent
+        grad_x = inner @ a.swapaxes(1, 2)
+        grad_x = (_drop(grad_x, active) if active.drop_input else grad_x).astype(x.dtype).reshape(x.shape)
+        return mx.depends([grad_x], [grad_a, grad_b])[0], grad_a, grad_b
+
+    return product
 
 
 @partial(mx.compile, shapeless=True)

@@ -135,12 +135,19 @@ class Checkpointed(StandIn):
         self._actives = [active for _, active in adapters]
 
     def __call__(self, hidden: mx.array, *rest: Any, **named: Any) -> mx.array:
-        def run(hidden: mx.array, pairs: list[Pair]) -> mx.array:
-            actives = [replace(active, a=a, b=b) for active, (a, b) in zip(self._actives, pairs, strict=True)]
-            with activated(self._sites, actives):
+        def plain(hidden: mx.array, *arrays: mx.array) -> mx.array:
+            pairs = zip(self._actives, arrays[::2], arrays[1::2], strict=True)
+            with activated(self._sites, [replace(active, a=a, b=b) for active, a, b in pairs]):
                 return self._module(hidden, *rest, **named)
 
-        return mx.checkpoint(run)(hidden, [(active.a, active.b) for active in self._actives])
+        run = mx.custom_function(plain)
+
+        @run.vjp
+        def run_vjp(primals: Any, cotangent: Any, _: Any) -> Any:
+            # Not before its gradient is asked for: mx.checkpoint lets MLX do it as early as it likes.
+            return tuple(mx.vjp(plain, mx.depends(list(primals), [cotangent]), [cotangent])[1])
+
+        return run(hidden, *[part for active in self._actives for part in (active.a, active.b)])
 
 
 def _sites(groups: Sequence[Group]) -> list[Site]:
@@ -198,8 +205,10 @@ def update(state: list[State], gradients: list[Pair], slots: dict, factor: mx.ar
     def one(g: mx.array, *state: mx.array) -> tuple[mx.array, ...]:
         return adamw(g, *state, *settings(g.shape[1], g.ndim - 2))
 
-    new = []
-    for stacks, (grad_a, grad_b) in zip(state, gradients, strict=True):
+    new: list[State] = []
+    for stacks, pair in zip(state, gradients, strict=True):
+        # One group after the other, so that what is made on the way to one is gone before the next.
+        grad_a, grad_b = mx.depends(list(pair), [part for pair in new[-1] for part in pair]) if new else pair
         a, b = zip(*stacks, strict=True)
         new.append(tuple(zip(one(grad_a, *a), one(grad_b, *b), strict=True)))
     return new
