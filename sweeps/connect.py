@@ -54,7 +54,7 @@ def open_client(uri: str) -> MlflowClient:
             return MlflowClient(uri)
         if not uri.startswith("file:"):
             _try_database(uri)
-        with _alone(uri):
+        with alone(str(sqlite_file(uri) or uri)):
             return MlflowClient(uri)
     except UserError:
         raise
@@ -105,9 +105,9 @@ def _try_database(uri: str) -> None:
 
 
 @contextmanager
-def _alone(uri: str) -> Iterator[None]:
-    """Two processes that create the tables of one database at the same time would both crash."""
-    digest = hashlib.sha256(str(sqlite_file(uri) or uri).encode()).hexdigest()[:16]
+def alone(name: str) -> Iterator[None]:
+    """One process at a time: two that create the tables of one database together would both crash."""
+    digest = hashlib.sha256(name.encode()).hexdigest()[:16]
     with (Path(tempfile.gettempdir()) / f"lora-sweep-{os.getuid()}-{digest}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -13,9 +13,8 @@ from sweeps.display import Display
 from sweeps.preflight import (
     check_places,
     most_slots,
-    remove_if_new,
+    opening,
     slot_notes,
-    undone_on_error,
     variants,
 )
 from sweeps.protocol import Ready, Setup
@@ -63,8 +62,7 @@ def _search(name: str, job: Job, ready: Ready, folder: Path, display: Display) -
     """Opens study and tracker, if nothing speaks against it, and says what is about to run."""
     job, notes = cap_num_layers(job, ready.model.depth)
     notes += slot_notes(job.config)
-    with undone_on_error() as undo:
-        remove_if_new(undo, job.config.storage, job.config.tracking.uri)
+    with opening(job.config.storage, job.config.tracking.uri) as undo:
         study = Study(name, job.config, job.axes, contents(asdict(ready.model), asdict(ready.data)))
         undo.callback(study.forget)
         record = study_record(name, folder, job, ready, notes, resume_command(job.argv, name))

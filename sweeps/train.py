@@ -17,7 +17,7 @@ from sweeps.client import Worker, WorkerDied
 from sweeps.config import SweepConfig
 from sweeps.display import Display
 from sweeps.environment import environment
-from sweeps.preflight import check_places, remove_if_new, undone_on_error
+from sweeps.preflight import check_places, opening
 from sweeps.protocol import Go, Ready, Report, Setup
 from sweeps.space import cap_config
 from sweeps.study_folder import locked, write_log
@@ -57,8 +57,7 @@ def _opened(
 ) -> "Run":
     """Opens the tracker, if nothing speaks against it, and says what is about to run."""
     config, notes = cap_config(config, written, ready.model.depth)
-    with undone_on_error() as undo:
-        remove_if_new(undo, config.tracking.uri)
+    with opening(config.tracking.uri):
         tracker = Tracker(config.tracking.uri, str(config.tracking.experiment))
     record = _record(name, config, ready, notes, argv)
     display.start(ready, [], record.notes)
