@@ -142,6 +142,7 @@ class Tracker:
     def _end_orphans(self) -> set[str]:
         """Names of the trials whose runs have ended. Runs still open belong to nobody."""
         known = set()
+        self.study.runs.clear()  # some may have been deleted in MLflow
         for run in self.store.children(self.study.tracking["run_id"]):
             name, run_id, tags = run.data.tags["sweep.trial"], run.info.run_id, run.data.tags
             if run.info.status == "RUNNING":

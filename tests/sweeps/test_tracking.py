@@ -224,6 +224,16 @@ def test_after_a_kill_the_store_catches_up_with_the_disk(sweep: Sweep) -> None:
     assert len(sweep.children()) == before, "a second resume has nothing to copy"
 
 
+def test_a_run_deleted_in_mlflow_comes_back_on_resume(sweep: Sweep) -> None:
+    sweep.run(sweep.spec("trial-0000"), [3.0, 2.0])
+    deleted = sweep.record.runs["trial-0000"]
+    sweep.tracker.store.client.delete_run(deleted)
+    sweep.open()
+    assert sweep.tracker.problem is None
+    assert sweep.record.runs["trial-0000"] != deleted
+    assert sweep.mlflow_run("trial-0000").data.metrics["best_val_loss"] == 2.0
+
+
 def test_another_store_gets_the_whole_study(sweep: Sweep, tmp_path: Path, prepared: bytes) -> None:
     sweep.run(sweep.spec("trial-0000"), [3.0, 2.0])
     (tmp_path / "other.db").write_bytes(prepared)
