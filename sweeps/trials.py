@@ -124,7 +124,10 @@ class Trials:
         self._ended(record)
 
     def _reference(self, role: str) -> TrialSpec:
-        return TrialSpec(role, role, trial_config(self.job.config), str(self.folder / role))
+        config = trial_config(self.job.config)
+        if role == "base":
+            config["resume_adapter_file"] = None  # the model without any adapter
+        return TrialSpec(role, role, config, str(self.folder / role))
 
 
 def _given_up(spec: TrialSpec) -> TrialRecord:

@@ -253,6 +253,16 @@ def test_a_diverging_trial_does_not_stop_the_search(place: Place) -> None:
     assert any("exhausted: all of its 2 settings" in note for note in place.record().notes)
 
 
+def test_from_an_adapter(undisturbed: Place, place: Place) -> None:
+    """Everything starts from it but the base model, which has no adapter."""
+    adapter = undisturbed.folder() / "default" / "adapters"
+    settings = ["lora_parameters.rank=8", "num_layers=4", f"resume_adapter_file={adapter}", "n_trials=1"]
+    assert quick(place, *settings) == 0
+    assert place.trial("base").value == undisturbed.trial("base").value
+    first = load_metrics(place.folder() / "default")[0]["val_loss"]
+    assert first == pytest.approx(undisturbed.trial("default").value, rel=1e-5)
+
+
 def test_no_trial_completes(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     rates = "optimizer.learning_rate=1e29,1e30"
     assert quick(place, rates, "lora_parameters.rank=4", "trainer.grad_clip=null", "n_trials=2") == 1
