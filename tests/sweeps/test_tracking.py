@@ -1,6 +1,7 @@
 """What MLflow shows of a study, on a real SQLite store."""
 
 import json
+import math
 import socket
 import time
 from collections.abc import Iterator
@@ -232,6 +233,19 @@ def test_a_run_deleted_in_mlflow_comes_back_on_resume(sweep: Sweep) -> None:
     assert sweep.tracker.problem is None
     assert sweep.record.runs["trial-0000"] != deleted
     assert sweep.mlflow_run("trial-0000").data.metrics["best_val_loss"] == 2.0
+
+
+def test_a_diverged_trial_is_copied_as_it_was(sweep: Sweep) -> None:
+    spec = sweep.spec("trial-0000")
+    sweep.tracker.start_trial(sweep.record, spec)
+    sweep.evaluate(spec, [3.0, 2.0, math.nan])
+    live = sweep.history("trial-0000", "val_loss")
+    sweep.ended(spec, [3.0, 2.0], "failed", "diverged")
+    sweep.open()
+    assert sweep.tracker.problem is None
+    copied = sweep.history("trial-0000", "val_loss")
+    assert str(copied) == str(live)
+    assert (len(copied), sweep.mlflow_run("trial-0000").info.status) == (3, "FAILED")
 
 
 def test_another_store_gets_the_whole_study(sweep: Sweep, tmp_path: Path, prepared: bytes) -> None:
