@@ -52,8 +52,7 @@ def open_client(uri: str) -> MlflowClient:
         if uri.startswith(("http://", "https://")):
             _try_server(uri)
             return MlflowClient(uri)
-        if not uri.startswith("file:"):
-            _try_database(uri)
+        _try_database(uri)
         with alone(str(sqlite_file(uri) or uri)):
             return MlflowClient(uri)
     except UserError:
@@ -89,7 +88,7 @@ def _try_server(uri: str) -> None:
         reason = getattr(error, "reason", error)
         raise UserError(
             f"tracking.uri={public(uri)}: no MLflow server answers there ({reason}).\n"
-            "Start it, or leave tracking.uri at its default to use a file in this folder."
+            "Start it, or use a file in this folder: tracking.uri=sqlite:///mlflow.db"
         ) from None
 
 
