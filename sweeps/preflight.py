@@ -15,7 +15,7 @@ from sweeps.study_folder import check_writable
 
 def check_places(config: SweepConfig, folder: Path) -> None:
     """Raises UserError where files or MLflow runs could not be written. Takes seconds, creates nothing."""
-    check_writable("output_dir", folder.parent)
+    check_writable("output_dir", folder)
     if config.adapter_path is not None:
         check_writable("adapter_path", Path(config.adapter_path).absolute())
     if config.tracking.uri.startswith(("http://", "https://")):

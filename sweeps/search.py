@@ -66,6 +66,7 @@ def _search(name: str, job: Job, ready: Ready, folder: Path, display: Display) -
         study = Study(name, job.config, job.axes, contents(asdict(ready.model), asdict(ready.data)))
         undo.callback(study.forget)
         record = study_record(name, folder, job, ready, notes, resume_command(job.argv, name))
+        record.n_trials = max(record.n_trials, len(study.ended))  # what has ended stays part of the study
         check_fits(study, record, folder)
         tracker = Tracker(job.config.tracking.uri, str(job.config.tracking.experiment))
     display.say(f"Study {name}. To resume it: {record.resume_command}")

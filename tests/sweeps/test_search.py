@@ -131,6 +131,14 @@ def test_nothing_is_left_to_do(undisturbed: Place) -> None:
     assert undisturbed.results() == before
 
 
+def test_fewer_trials_than_have_ended(undisturbed: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    before = undisturbed.results()
+    assert quick(undisturbed, "trainer.slots=1", "n_trials=3") == 0
+    assert "8 trials have ended already, more than n_trials=3" in capsys.readouterr().out
+    assert undisturbed.results() == before
+    assert undisturbed.record().n_trials == 8
+
+
 @pytest.fixture
 def fatal(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], None]:
     """Sends the training process a signal as soon as a trial's first evaluation is in."""
