@@ -1,5 +1,6 @@
 """A search from its first line to its last: what is checked, the trials, the winner, the report."""
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -8,6 +9,7 @@ from pathlib import Path
 
 from lora_core.records import StudyRecord, save_study
 from lora_core.slot import now
+from reports.wording import typed
 from sweeps.client import Worker, WorkerDied
 from sweeps.display import Display
 from sweeps.preflight import (
@@ -148,7 +150,9 @@ class Search:
                 return build(self.folder).parent
         except Exception as error:  # whatever it is, hours of training must not look lost for it
             reason = next(iter(str(error).splitlines()), type(error).__name__)
-            again = f"lora-sweep report {self.record.study} --output-dir {self.folder.parent}"
+            again = typed(
+                shlex.join(["lora-sweep", "report", self.record.study, "--output-dir", str(self.folder.parent)])
+            )
             self._note(f"The report could not be written ({reason}). Once mended: {again}")
             return None
 

@@ -14,6 +14,7 @@ from lora_core.errors import UserError
 from lora_core.records import StudyRecord, TrialRecord, load_study, load_trial
 from lora_core.slot import now
 from lora_core.trial import TrialSpec
+from reports.wording import typed
 from sweeps.client import WorkerDied
 from sweeps.connect import public
 from sweeps.environment import environment
@@ -32,7 +33,7 @@ def trial_name(number: int) -> str:
 def resume_command(argv: list[str], name: str) -> str:
     """What to type to go on with the study: the same overrides and its name."""
     overrides = [text for text in argv if not text.startswith("study=")]
-    return shlex.join(["lora-sweep", "search", *overrides, f"study={name}"])
+    return typed(shlex.join(["lora-sweep", "search", *overrides, f"study={name}"]))
 
 
 def check_writable(key: str, folder: Path) -> None:
@@ -114,7 +115,7 @@ def study_record(name: str, folder: Path, job: Job, ready: Ready, notes: list[st
     config = job.config
     return replace(
         earlier_record(folder) or StudyRecord(name, created=now()),
-        command=shlex.join(["lora-sweep", "search", *job.argv]),
+        command=typed(shlex.join(["lora-sweep", "search", *job.argv])),
         resume_command=resume,
         ended=None,
         n_trials=config.n_trials,

@@ -13,6 +13,7 @@ from lora_core.errors import UserError
 from lora_core.records import StudyRecord, TrialRecord, from_dict, load_trial, save_study
 from lora_core.slot import now
 from lora_core.trial import TrialSpec
+from reports.wording import typed
 from sweeps.client import Worker, WorkerDied
 from sweeps.config import SweepConfig
 from sweeps.display import Display
@@ -147,7 +148,7 @@ class Run:
 
 
 def _record(name: str, config: SweepConfig, ready: Ready, notes: list[str], argv: list[str]) -> StudyRecord:
-    command = shlex.join(["lora-sweep", "train", *argv])
+    command = typed(shlex.join(["lora-sweep", "train", *argv]))
     return StudyRecord(
         study=name, kind="train", created=now(), command=command, resume_command=command, n_trials=1,
         seed=config.seed, config=config.to_dict(), model=asdict(ready.model), data=asdict(ready.data),
