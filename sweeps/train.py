@@ -21,7 +21,7 @@ from sweeps.environment import environment
 from sweeps.preflight import check_places, opening
 from sweeps.protocol import Go, Ready, Report, Setup
 from sweeps.space import cap_config
-from sweeps.study_folder import locked, write_log
+from sweeps.study_folder import earlier_record, locked, write_log
 from sweeps.summary import train_summary
 from sweeps.tracking import Tracker
 
@@ -61,6 +61,8 @@ def _opened(
     with opening(config.tracking.uri):
         tracker = Tracker(config.tracking.uri, str(config.tracking.experiment))
     record = _record(name, config, ready, notes, argv)
+    if earlier := earlier_record(folder):
+        record.runs = earlier.runs
     display.start(ready, [], record.notes)
     spec = TrialSpec(name, "train", TrainConfig.from_dict(config.to_dict()).to_dict(), str(folder))
     return Run(config, spec, record, folder, tracker, display)

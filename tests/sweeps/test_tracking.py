@@ -287,6 +287,19 @@ def test_a_single_run_has_no_study_above_it(sweep: Sweep, tmp_path: Path) -> Non
     save_study(single.folder, single.record)
 
 
+def test_a_single_run_that_was_killed_does_not_stay_running(sweep: Sweep, tmp_path: Path) -> None:
+    single = Sweep(tmp_path, "my-run", kind="train")
+    spec = single.spec("my-run", role="train")
+    single.tracker.start_trial(single.record, spec)
+    killed = single.record.runs["my-run"]
+    single.open()
+    single.run(spec, [3.0, 2.0])
+    earlier = single.tracker.store.client.get_run(killed)
+    assert (earlier.info.status, earlier.data.tags["sweep.role"]) == ("KILLED", "attempt")
+    assert single.record.runs["my-run"] != killed
+    assert single.mlflow_run("my-run").info.status == "FINISHED"
+
+
 def test_link(sweep: Sweep) -> None:
     link = sweep.tracker.link
     assert link.startswith(f"http://127.0.0.1:5000/#/experiments/{sweep.record.tracking['experiment_id']}/runs?")
