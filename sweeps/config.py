@@ -133,7 +133,12 @@ def _check_study(config: SweepConfig) -> None:
     if config.study is not None:
         _check_study_name(config.study)
     _check_url("storage", config.storage, _STORAGES, "sqlite:///optuna.db")
-    _check_url("tracking.uri", config.tracking.uri, _STORES, "sqlite:///mlflow.db or http://127.0.0.1:5000")
+    check_store(config.tracking.uri)
+
+
+def check_store(uri: str) -> None:
+    """Raises UserError for what cannot be the address of an MLflow store."""
+    _check_url("tracking.uri", uri, _STORES, "sqlite:///mlflow.db or http://127.0.0.1:5000")
 
 
 def _check_study_name(name: str) -> None:
