@@ -137,7 +137,8 @@ def check(config: TrainConfig) -> None:
         "num_layers", config.num_layers, "a number of blocks or all",
     )  # fmt: skip
     _require(0 <= config.seed < 2**32, "seed", config.seed, "0 to 4294967295")
-    _require(0 < config.data.valid_fraction < 1, "data.valid_fraction", config.data.valid_fraction, "0 to 1")
+    share = config.data.valid_fraction
+    _require(0 < share < 1, "data.valid_fraction", share, "above 0 and below 1")
 
 
 def _require(holds: bool, key: str, found: Any, expected: str) -> None:
@@ -190,10 +191,11 @@ def _positive(value: float) -> bool:
 def _check_optimizer(optimizer: OptimizerConfig) -> None:
     _one_of("optimizer.name", optimizer.name, OPTIMIZERS)
     _one_of("optimizer.schedule", optimizer.schedule, SCHEDULES)
-    _require(_positive(optimizer.learning_rate), "optimizer.learning_rate", optimizer.learning_rate, "above 0")
-    _require(0 <= optimizer.warmup < 1, "optimizer.warmup", optimizer.warmup, "a share of the steps, 0 to 1")
+    rate = optimizer.learning_rate
+    _require(_positive(rate), "optimizer.learning_rate", rate, "a finite number above 0")
+    _require(0 <= optimizer.warmup < 1, "optimizer.warmup", optimizer.warmup, "a share of the steps, 0 to below 1")
     decay = optimizer.weight_decay
-    _require(math.isfinite(decay) and decay >= 0, "optimizer.weight_decay", decay, "0 or more")
+    _require(math.isfinite(decay) and decay >= 0, "optimizer.weight_decay", decay, "a finite number from 0")
 
 
 def _check_trainer(trainer: TrainerConfig) -> None:
@@ -210,6 +212,6 @@ def _check_trainer(trainer: TrainerConfig) -> None:
     _require(slots == "auto" or (isinstance(slots, int) and slots >= 1), "trainer.slots", slots, "auto, or 1 or more")
     _require(
         trainer.grad_clip is None or _positive(trainer.grad_clip),
-        "trainer.grad_clip", trainer.grad_clip, "above 0, or null",
+        "trainer.grad_clip", trainer.grad_clip, "a finite number above 0, or null",
     )  # fmt: skip
     _require(0 < trainer.memory_fraction <= 1, "trainer.memory_fraction", trainer.memory_fraction, "above 0 up to 1")

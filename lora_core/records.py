@@ -6,12 +6,15 @@
     <output_dir>/<study>/trial-0007/  trial.json, metrics.jsonl, adapters/  (role trial)
 
 A row of `metrics.jsonl` is one evaluation: `step`, `val_loss`, and after step 0 `train_loss` (mean since the last
-row), `learning_rate`, `tokens_per_second`, `seconds` (training seconds so far). Losses are nats per token.
+row), `learning_rate`, `tokens_per_second`, `seconds` (training seconds so far). Losses are nats per token. JSON has no
+NaN and no infinity: such a number, as in the last row of a trial that diverged, is null.
 """
 
 import json
+import math
 import os
 from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +112,11 @@ class DataInfo:
     batches: int  # training batches of one epoch
 
 
+def now() -> str:
+    """The time as records hold it: ISO 8601, UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
 def from_dict(cls: type, values: dict[str, Any]) -> Any:
     """A record of class `cls` from `values`; keys of a newer schema are ignored."""
     known = {f.name for f in fields(cls)}
@@ -117,7 +125,16 @@ def from_dict(cls: type, values: dict[str, Any]) -> Any:
 
 def write_json(path: Path, values: Any) -> None:
     """Writes beside, syncs, renames: a reader sees the old file or the new one, never a part."""
-    write_file(path, (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())
+    write_file(path, (json.dumps(_finite(values), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def _finite(values: Any) -> Any:
+    """The same with null for every number that JSON lacks."""
+    if isinstance(values, dict):
+        return {key: _finite(value) for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [_finite(value) for value in values]
+    return None if isinstance(values, float) and not math.isfinite(values) else values
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -155,16 +172,16 @@ def load_trials(study_folder: Path) -> list[TrialRecord]:
 
 def append_metrics(folder: Path, row: dict[str, Any]) -> None:
     with (folder / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps(row) + "\n")
+        file.write(json.dumps(_finite(row), allow_nan=False) + "\n")
 
 
 def load_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The rows of `metrics.jsonl`; a torn last line (power loss) is left out."""
+    """The rows of `metrics.jsonl`, NaN where they have null; a torn last line (power loss) is left out."""
     path = folder / "metrics.jsonl"
     rows = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
-            rows.append(json.loads(line))
+            rows.append({key: math.nan if value is None else value for key, value in json.loads(line).items()})
         except json.JSONDecodeError:
             break
     return rows

@@ -3,7 +3,6 @@
 import math
 import time
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +10,11 @@ import numpy as np
 
 from lora_core.adapters import Site
 from lora_core.config import TrainConfig
-from lora_core.records import TrialRecord, append_metrics, save_trial
+from lora_core.records import TrialRecord, append_metrics, now, save_trial
 from lora_core.schedule import BETAS, learning_rate
 from lora_core.trial import TrialSpec
 
 CHECK_EVERY = 8  # steps
-
-
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 @dataclass(eq=False)

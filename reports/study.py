@@ -9,6 +9,7 @@ from typing import Any
 
 from lora_core.config import TrainConfig
 from lora_core.records import StudyRecord, TrialRecord, load_metrics, load_study, load_trials
+from reports.wording import typed
 
 # A `train` run is read as a study of one trial.
 SEARCHED = ("trial", "train")
@@ -134,4 +135,4 @@ def generate_command(study: Study, trial: TrialRecord) -> str | None:
     if not adapter or not model:
         return None
     where = f"--model {shlex.quote(str(model))} --adapter-path {shlex.quote(adapter)}"
-    return f'mlx_lm.generate {where} --prompt "…"'
+    return typed(f'mlx_lm.generate {where} --prompt "…"')

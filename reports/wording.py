@@ -1,9 +1,15 @@
 """How numbers, settings and names are written, the same in HTML, Markdown and figures."""
 
 import json
+import os
 from typing import Any
 
 NOTHING = "–"
+
+
+def typed(command: str) -> str:
+    """The command as it is to be typed: where `uv run` started this program, the shell does not find it without."""
+    return f"uv run {command}" if os.environ.get("UV_RUN_RECURSION_DEPTH") else command
 
 
 def loss(number: float | None) -> str:

@@ -1,5 +1,6 @@
 """The configuration of a whole study: that of a fine-tune, and what surrounds it."""
 
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import PurePath
@@ -24,7 +25,7 @@ PRUNERS: dict[str, dict[str, int | None]] = {
 }
 _EXAMPLES = {"data.path": "PATH: a folder of train/valid/test.jsonl, one .jsonl, or a Hugging Face id"}
 _STORAGES = ("sqlite", "postgresql", "mysql")
-_STORES = (*_STORAGES, "mssql", "http", "https", "file")
+_STORES = (*_STORAGES, "mssql", "http", "https")
 
 
 @dataclass
@@ -132,7 +133,12 @@ def _check_study(config: SweepConfig) -> None:
     if config.study is not None:
         _check_study_name(config.study)
     _check_url("storage", config.storage, _STORAGES, "sqlite:///optuna.db")
-    _check_url("tracking.uri", config.tracking.uri, _STORES, "sqlite:///mlflow.db or http://127.0.0.1:5000")
+    check_store(config.tracking.uri)
+
+
+def check_store(uri: str) -> None:
+    """Raises UserError for what cannot be the address of an MLflow store."""
+    _check_url("tracking.uri", uri, _STORES, "sqlite:///mlflow.db or http://127.0.0.1:5000")
 
 
 def _check_study_name(name: str) -> None:
@@ -144,8 +150,18 @@ def _check_study_name(name: str) -> None:
 
 def _check_url(key: str, url: str, schemes: tuple[str, ...], example: str) -> None:
     scheme, _, rest = url.partition(":")
-    known = scheme.partition("+")[0] in schemes and rest.startswith("//")
-    _require(known, key, url, f"a URL such as {example}")
+    dialect = scheme.partition("+")[0]
+    _require(dialect in schemes and rest.startswith("//"), _origin(key, url), url, f"a URL such as {example}")
+    if dialect == "sqlite":
+        # In memory nothing could be resumed, and no other program could look.
+        in_file = len(rest) > len("///") and rest.startswith("///") and not rest.startswith("///:memory:")
+        _require(in_file, _origin(key, url), url, "the name of a file after sqlite:///")
+
+
+def _origin(key: str, url: str) -> str:
+    """The key, and where its value came from if nobody wrote it."""
+    from_environment = key == "tracking.uri" and url == os.environ.get("MLFLOW_TRACKING_URI")
+    return f"{key} (from MLFLOW_TRACKING_URI)" if from_environment else key
 
 
 def _check_method(key: str, given: dict[str, Any], known: dict[str, dict[str, int | None]]) -> None:

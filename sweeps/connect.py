@@ -52,9 +52,8 @@ def open_client(uri: str) -> MlflowClient:
         if uri.startswith(("http://", "https://")):
             _try_server(uri)
             return MlflowClient(uri)
-        if not uri.startswith("file:"):
-            _try_database(uri)
-        with _alone(uri):
+        _try_database(uri)
+        with alone(str(sqlite_file(uri) or uri)):
             return MlflowClient(uri)
     except UserError:
         raise
@@ -89,7 +88,7 @@ def _try_server(uri: str) -> None:
         reason = getattr(error, "reason", error)
         raise UserError(
             f"tracking.uri={public(uri)}: no MLflow server answers there ({reason}).\n"
-            "Start it, or leave tracking.uri at its default to use a file in this folder."
+            "Start it, or use a file in this folder: tracking.uri=sqlite:///mlflow.db"
         ) from None
 
 
@@ -105,9 +104,9 @@ def _try_database(uri: str) -> None:
 
 
 @contextmanager
-def _alone(uri: str) -> Iterator[None]:
-    """Two processes that create the tables of one database at the same time would both crash."""
-    digest = hashlib.sha256(str(sqlite_file(uri) or uri).encode()).hexdigest()[:16]
+def alone(name: str) -> Iterator[None]:
+    """One process at a time: two that create the tables of one database together would both crash."""
+    digest = hashlib.sha256(name.encode()).hexdigest()[:16]
     with (Path(tempfile.gettempdir()) / f"lora-sweep-{os.getuid()}-{digest}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

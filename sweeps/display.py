@@ -76,7 +76,9 @@ class Display:
         for record in records:
             self._count(record)
         if records:
-            self.say(f"{self.done} of {self.n_trials} trials have ended already; best so far {_loss(self.best)}")
+            of = f" of {self.n_trials}" if self.done <= self.n_trials else ""
+            more = "" if of else f", more than n_trials={self.n_trials}"
+            self.say(f"{self.done}{of} trials have ended already{more}; best so far {_loss(self.best)}")
         self.work.left = max(0, self.n_trials - self.done)
 
     def started(self, spec: TrialSpec) -> None:

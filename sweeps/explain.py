@@ -68,10 +68,15 @@ def _bad_value(error: OmegaConfBaseException, known: Known) -> UserError:
     if isinstance(error, ConfigKeyError | AttributeError):
         return unknown_key(key, known)
     if isinstance(error, ValidationError) and key in known:
-        found = re.search(r"[Vv]alue '(.*?)'", str(error), re.DOTALL)
-        value = ("is null" if found[1] == "None" else f"is {found[1]!r}") if found else "cannot be that"
-        return UserError(f"{key} {value}: expected {expected(known[key])}.")
+        return UserError(f"{key} {_found(str(error))}: expected {expected(known[key])}.")
     return UserError(f"{key}: {_first_line(error)}" if key else _first_line(error))
+
+
+def _found(message: str) -> str:
+    """What OmegaConf says was there instead."""
+    if value := re.search(r"[Vv]alue '(.*?)'", message, re.DOTALL):
+        return "is null" if value[1] == "None" else f"is {value[1]!r}"
+    return "is one value" if "is not a ListConfig" in message else "cannot be that"
 
 
 def _in_yaml(error: MarkedYAMLError) -> str:

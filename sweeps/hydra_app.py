@@ -1,5 +1,6 @@
 """What Hydra itself does when asked by a flag: show (`--cfg`, `--help`, `--info`), or run many (`-m`)."""
 
+import logging
 import os
 import sys
 from dataclasses import replace
@@ -22,8 +23,12 @@ _exit_codes: list[int] = []  # of the jobs; Hydra drops what they return
 
 def show(command: str, flags: list[str], overrides: list[str]) -> int:
     """Answers the flags that only show something."""
+    # Hydra shows by logging. Where the reader has gone (`| head`), each line would come back as a traceback.
+    logging.raiseExceptions = False
     with own_errors():
-        return _run_hydra(command, flags, overrides)
+        code = _run_hydra(command, flags, overrides)
+    sys.stdout.flush()
+    return code
 
 
 def multirun(flags: list[str], overrides: list[str], config_dir: str | None) -> int:

@@ -52,7 +52,7 @@ def _plan(name: str, job: Job, ready: Ready, folder: Path, display: Display) -> 
     total = job.config.n_trials if size is None else min(job.config.n_trials, size)
     work = Work(max(0, total - ended), ended, not has_completed(folder / "default"))
     is_new = earlier_record(folder) is None
-    argv = shlex.join(["lora-sweep", "search", *job.argv])
+    argv = wording.typed(shlex.join(["lora-sweep", "search", *job.argv]))
     return Plan(job, work, ready.slots, argv if is_new else resume_command(job.argv, name), display)
 
 

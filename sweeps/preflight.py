@@ -8,14 +8,14 @@ from lora_core.config import TrainConfig
 from lora_core.records import StudyRecord
 from sweeps.axes import hydra_text
 from sweeps.config import SweepConfig
-from sweeps.connect import open_client, sqlite_file
+from sweeps.connect import alone, open_client, sqlite_file
 from sweeps.space import Job
 from sweeps.study_folder import check_writable
 
 
 def check_places(config: SweepConfig, folder: Path) -> None:
     """Raises UserError where files or MLflow runs could not be written. Takes seconds, creates nothing."""
-    check_writable("output_dir", folder.parent)
+    check_writable("output_dir", folder)
     if config.adapter_path is not None:
         check_writable("adapter_path", Path(config.adapter_path).absolute())
     if config.tracking.uri.startswith(("http://", "https://")):
@@ -23,19 +23,22 @@ def check_places(config: SweepConfig, folder: Path) -> None:
 
 
 @contextmanager
-def undone_on_error() -> Iterator[ExitStack]:
-    """Runs what was put on the stack only if the block fails."""
-    with ExitStack() as undo:
-        yield undo
-        undo.pop_all()
+def opening(*urls: str) -> Iterator[ExitStack]:
+    """A block that opens the databases at `urls`. What is put on the stack is run only if it fails, and then
+    files that were not there before are removed.
 
-
-def remove_if_new(undo: ExitStack, *urls: str) -> None:
-    """Has the databases at `urls` removed again if they are not there yet."""
-    for url in urls:
-        file = sqlite_file(url)
-        if file is not None and not file.exists():
-            undo.callback(_remove, file)
+    No other process of ours is in such a block for the same file: it cannot have opened what is removed here.
+    """
+    files = sorted({file for url in urls if (file := sqlite_file(url)) is not None})
+    with ExitStack() as locks:
+        for file in files:
+            locks.enter_context(alone(f"opening {file}"))
+        with ExitStack() as undo:
+            for file in files:
+                if not file.exists():
+                    undo.callback(_remove, file)
+            yield undo
+            undo.pop_all()
 
 
 def _remove(file: Path) -> None:

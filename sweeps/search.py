@@ -1,21 +1,21 @@
 """A search from its first line to its last: what is checked, the trials, the winner, the report."""
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 
-from lora_core.records import StudyRecord, save_study
-from lora_core.slot import now
+from lora_core.records import StudyRecord, now, save_study
+from reports.wording import typed
 from sweeps.client import OutOfMemory, Worker, WorkerDied
 from sweeps.display import Display
 from sweeps.preflight import (
     check_places,
-    remove_if_new,
+    opening,
     slot_notes,
     slots_for,
-    undone_on_error,
     variants,
 )
 from sweeps.protocol import Ready, Setup
@@ -64,11 +64,11 @@ def _search(name: str, job: Job, ready: Ready, folder: Path, display: Display) -
     """Opens study and tracker, if nothing speaks against it, and says what is about to run."""
     job, notes = cap_num_layers(job, ready.model.depth)
     notes += slot_notes(job.config)
-    with undone_on_error() as undo:
-        remove_if_new(undo, job.config.storage, job.config.tracking.uri)
+    with opening(job.config.storage, job.config.tracking.uri) as undo:
         study = Study(name, job.config, job.axes, contents(asdict(ready.model), asdict(ready.data)))
         undo.callback(study.forget)
         record = study_record(name, folder, job, ready, notes, resume_command(job.argv, name))
+        record.n_trials = max(record.n_trials, len(study.ended))  # what has ended stays part of the study
         check_fits(study, record, folder)
         tracker = Tracker(job.config.tracking.uri, str(job.config.tracking.experiment))
     display.say(f"Study {name}. To resume it: {record.resume_command}")
@@ -191,7 +191,9 @@ class Search:
                 return build(self.folder).parent
         except Exception as error:  # whatever it is, hours of training must not look lost for it
             reason = next(iter(str(error).splitlines()), type(error).__name__)
-            again = f"lora-sweep report {self.record.study} --output-dir {self.folder.parent}"
+            again = typed(
+                shlex.join(["lora-sweep", "report", self.record.study, "--output-dir", str(self.folder.parent)])
+            )
             self._note(f"The report could not be written ({reason}). Once mended: {again}")
             return None
 

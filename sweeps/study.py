@@ -134,8 +134,14 @@ def open_storage(url: str) -> optuna.storages.RDBStorage:
     try:
         return optuna.storages.RDBStorage(url, engine_kwargs=arguments)
     except ImportError as error:
-        raise UserError(
-            f"storage={public(url)} needs a package: {first_line(error)}. Try: uv sync --extra postgres"
-        ) from None
+        raise UserError(f"storage={public(url)} needs a package{_driver(url, error)}") from None
     except Exception as error:
         raise UserError(f"storage={public(url)} cannot be opened: {first_line(error)}") from None
+
+
+def _driver(url: str, error: ImportError) -> str:
+    """How to get the package that speaks to this kind of database."""
+    cause = error.__cause__ or error.__context__ or error
+    if url.startswith("postgresql"):
+        return ".\nInstall the extra postgres, and write the address as postgresql+psycopg://…"
+    return f" ({getattr(cause, 'name', None) or first_line(error)})."

@@ -13,9 +13,9 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from lora_core.errors import UserError
-from lora_core.records import StudyRecord, TrialRecord, load_study, load_trial
-from lora_core.slot import now
+from lora_core.records import StudyRecord, TrialRecord, load_study, load_trial, now
 from lora_core.trial import TrialSpec
+from reports.wording import typed
 from sweeps.client import WorkerDied
 from sweeps.connect import public
 from sweeps.environment import environment
@@ -34,7 +34,7 @@ def trial_name(number: int) -> str:
 def resume_command(argv: list[str], name: str) -> str:
     """What to type to go on with the study: the same overrides and its name."""
     overrides = [text for text in argv if not text.startswith("study=")]
-    return shlex.join(["lora-sweep", "search", *overrides, f"study={name}"])
+    return typed(shlex.join(["lora-sweep", "search", *overrides, f"study={name}"]))
 
 
 def check_writable(key: str, folder: Path) -> None:
@@ -124,7 +124,7 @@ def study_record(name: str, folder: Path, job: Job, ready: Ready, notes: list[st
     history = [note for note in earlier.notes if "Slots " in note]
     return replace(
         earlier,
-        command=shlex.join(["lora-sweep", "search", *job.argv]),
+        command=typed(shlex.join(["lora-sweep", "search", *job.argv])),
         resume_command=resume,
         ended=None,
         n_trials=config.n_trials,

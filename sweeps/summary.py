@@ -41,5 +41,5 @@ def train_summary(folder: Path, record: StudyRecord, trial: TrialRecord, base: f
 
 def _where(record: StudyRecord, command: str | None) -> list[str]:
     lines = [f"MLflow  {record.tracking['link']}"] if "link" in record.tracking else []
-    lines.append("  (lora-sweep ui serves it, unless a server does)")
+    lines.append(f"  ({wording.typed('lora-sweep ui')} serves it, unless a server does)")
     return [*lines, "Use it", f"  {command}"] if command else lines

@@ -74,6 +74,8 @@ class Tracker:
     @_if_reachable
     def start_trial(self, study: StudyRecord, spec: TrialSpec) -> None:
         """A new run, also where an earlier attempt of the trial has one: MLflow lets no param change."""
+        if study.kind == "train":
+            self._end_earlier(spec.name)
         self._start(spec)
         if study.kind == "train":
             run_id = self._live[spec.name].run_id
@@ -142,6 +144,7 @@ class Tracker:
     def _end_orphans(self) -> set[str]:
         """Names of the trials whose runs have ended. Runs still open belong to nobody."""
         known = set()
+        self.study.runs.clear()  # some may have been deleted in MLflow
         for run in self.store.children(self.study.tracking["run_id"]):
             name, run_id, tags = run.data.tags["sweep.trial"], run.info.run_id, run.data.tags
             if run.info.status == "RUNNING":
@@ -158,6 +161,12 @@ class Tracker:
         for row in load_metrics(self.folder / record.name):
             self._live[record.name].log(row)
         self.end_trial(record)
+
+    def _end_earlier(self, name: str) -> None:
+        """Ends the run of a single fine-tune that was interrupted, be it by a kill that told nobody."""
+        run_id = self.study.runs.pop(name, None)
+        if run_id is not None and self.store.has_run(run_id):
+            self.store.end(run_id, "KILLED", {**INTERRUPTED, "sweep.role": "attempt"})
 
     def _start(self, spec: TrialSpec | TrialRecord, copied: bool = False) -> None:
         if spec.name in self._live:

@@ -10,17 +10,17 @@ from pathlib import Path
 
 from lora_core.config import TrainConfig
 from lora_core.errors import UserError
-from lora_core.records import StudyRecord, TrialRecord, from_dict, load_trial, save_study
-from lora_core.slot import now
+from lora_core.records import StudyRecord, TrialRecord, from_dict, load_trial, now, save_study
 from lora_core.trial import TrialSpec
+from reports.wording import typed
 from sweeps.client import Worker, WorkerDied
 from sweeps.config import SweepConfig
 from sweeps.display import Display
 from sweeps.environment import environment
-from sweeps.preflight import check_places, remove_if_new, undone_on_error
+from sweeps.preflight import check_places, opening
 from sweeps.protocol import Go, Ready, Report, Setup
 from sweeps.space import cap_config
-from sweeps.study_folder import locked, write_log
+from sweeps.study_folder import earlier_record, locked, write_log
 from sweeps.summary import train_summary
 from sweeps.tracking import Tracker
 
@@ -57,10 +57,11 @@ def _opened(
 ) -> "Run":
     """Opens the tracker, if nothing speaks against it, and says what is about to run."""
     config, notes = cap_config(config, written, ready.model.depth)
-    with undone_on_error() as undo:
-        remove_if_new(undo, config.tracking.uri)
+    with opening(config.tracking.uri):
         tracker = Tracker(config.tracking.uri, str(config.tracking.experiment))
     record = _record(name, config, ready, notes, argv)
+    if earlier := earlier_record(folder):
+        record.runs = earlier.runs
     display.start(ready, [], record.notes)
     spec = TrialSpec(name, "train", TrainConfig.from_dict(config.to_dict()).to_dict(), str(folder))
     return Run(config, spec, record, folder, tracker, display)
@@ -148,7 +149,7 @@ class Run:
 
 
 def _record(name: str, config: SweepConfig, ready: Ready, notes: list[str], argv: list[str]) -> StudyRecord:
-    command = shlex.join(["lora-sweep", "train", *argv])
+    command = typed(shlex.join(["lora-sweep", "train", *argv]))
     return StudyRecord(
         study=name, kind="train", created=now(), command=command, resume_command=command, n_trials=1,
         seed=config.seed, config=config.to_dict(), model=asdict(ready.model), data=asdict(ready.data),

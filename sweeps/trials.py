@@ -3,8 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from lora_core.records import StudyRecord, TrialRecord, from_dict, load_metrics, load_trial, save_trial
-from lora_core.slot import now
+from lora_core.records import StudyRecord, TrialRecord, from_dict, load_metrics, load_trial, now, save_trial
 from lora_core.trial import TrialSpec
 from sweeps.client import Worker
 from sweeps.display import Display
@@ -141,7 +140,10 @@ class Trials:
         self._ended(record)
 
     def _reference(self, role: str) -> TrialSpec:
-        return TrialSpec(role, role, trial_config(self.job.config), str(self.folder / role))
+        config = trial_config(self.job.config)
+        if role == "base":
+            config["resume_adapter_file"] = None  # the model without any adapter
+        return TrialSpec(role, role, config, str(self.folder / role))
 
 
 def _failed(spec: TrialSpec, reason: str) -> TrialRecord:

@@ -28,6 +28,9 @@ _SMALL = {
 def main(argv: list[str]) -> int:
     """Serves a store until Ctrl-C; returns the exit code. Raises UserError if store or port cannot be had."""
     given = _arguments(argv)
+    from sweeps.config import check_store
+
+    check_store(given.uri)
     is_server = given.uri.startswith(("http://", "https://"))
     if not is_server:
         _check_port(given.port)

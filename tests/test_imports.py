@@ -1,6 +1,8 @@
 """Imports only run downwards: sweeps → lora_core, sweeps → reports, reports → lora_core."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,3 +41,10 @@ def test_the_check_sees_imports_inside_functions() -> None:
         "sweeps",
         "optuna",
     }
+
+
+def test_the_parent_process_does_without_mlx() -> None:
+    """Its crash, or a device that is lost, must not take the study down."""
+    program = "import sys, sweeps.plan, sweeps.search, sweeps.train; print([m for m in sys.modules if m[:3] == 'mlx'])"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

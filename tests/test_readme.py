@@ -60,6 +60,7 @@ COMMANDS = [each for each in shown() if not each.command.startswith(NOT_RUN)]
 
 def run(words: list[str], folder: Path) -> tuple[int, str]:
     environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
+    environment["UV_RUN_RECURSION_DEPTH"] = "1"  # as `uv run` has it
     program = [str(PROGRAMS / words[0]), *words[1:]]
     done = subprocess.run(program, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
     return done.returncode, done.stdout + done.stderr
@@ -166,8 +167,8 @@ def test_the_first_command_as_written(tmp_path: Path) -> None:
     assert not missing(first.output, printed)
     (study,) = (tmp_path / "outputs").glob("*/study.json")
     assert json.loads(study.read_text())["state"] == "complete"
-    (line,) = (line for line in printed.splitlines() if line.startswith("  mlx_lm.generate "))
-    words = [*shlex.split(line)[:-1], "Set the library light to 5 percent.", "--max-tokens", "20"]
+    (line,) = (line for line in printed.splitlines() if line.startswith("  uv run mlx_lm.generate "))
+    words = [*shlex.split(line)[2:-1], "Set the library light to 5 percent.", "--max-tokens", "20"]
     at = words.index("--adapter-path")
     with_it, without = run(words, tmp_path), run(words[:at] + words[at + 2 :], tmp_path)
     assert with_it[0] == without[0] == 0, with_it[1] + without[1]

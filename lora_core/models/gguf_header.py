@@ -38,7 +38,9 @@ def read_header(path: Path) -> Header:
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             return _Reader(content).header()
-    except (struct.error, ValueError, KeyError, OverflowError, MemoryError) as error:
+    except struct.error as error:
+        raise UserError(f"{path} is not a GGUF file of version 2 or 3, or is damaged (it ends too early).") from error
+    except (ValueError, KeyError, OverflowError, MemoryError) as error:
         raise UserError(f"{path} is not a GGUF file of version 2 or 3, or is damaged ({error}).") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error

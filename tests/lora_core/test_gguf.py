@@ -377,6 +377,12 @@ def test_damaged_files(kept: int, original: dict[str, np.ndarray], tmp_path: Pat
     assert "damaged" in refused(path)
 
 
+def test_a_file_cut_short_is_said_to_be(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"GGUF")
+    assert "ends too early" in refused(path)
+
+
 def test_files_that_are_no_gguf(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(b"GGUF" + bytes(range(256)) * 8)

@@ -1,5 +1,7 @@
 """Files that are whole or not there, and metrics that survive a torn last line."""
 
+import json
+import math
 import os
 from pathlib import Path
 
@@ -58,6 +60,22 @@ def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 10, "val_l')
     assert load_metrics(tmp_path) == whole == [{"step": 0, "val_loss": 2.0}, {"step": 5, "val_loss": 1.0}]
+
+
+@pytest.mark.parametrize("lost", [math.nan, math.inf])
+def test_what_is_no_number_is_null_in_the_file(tmp_path: Path, lost: float) -> None:
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is not JSON")
+
+    append_metrics(tmp_path, {"step": 10, "val_loss": lost})
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line, parse_constant=refuse) == {"step": 10, "val_loss": None}
+    (row,) = load_metrics(tmp_path)
+    assert row["step"] == 10 and math.isnan(row["val_loss"])
+    save_trial(tmp_path, TrialRecord("t", "trial", metrics={"best_val_loss": lost}, params={"a": [1, lost]}))
+    written = json.loads((tmp_path / "trial.json").read_text(), parse_constant=refuse)
+    assert written["metrics"] == {"best_val_loss": None} and written["params"] == {"a": [1, None]}
+    assert load_trial(tmp_path).value is None
 
 
 def test_trials_come_in_order(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 from lora_core.records import load_trial, save_trial
 from reports import answer, sentences
 from reports.study import load
+from reports.wording import typed
 
 
 def test_winner_and_gains(study_folder):
@@ -33,6 +34,13 @@ def test_sentences_quote_the_numbers(study_folder):
         "That is 0.4375 nats per token (20.00 %) below the default settings (2.1875, perplexity 8.91).",
         "One seed per point: no spread known yet.",
     ]
+
+
+def test_commands_are_typed_as_the_program_was_started(monkeypatch):
+    monkeypatch.delenv("UV_RUN_RECURSION_DEPTH", raising=False)
+    assert typed("lora-sweep ui") == "lora-sweep ui"
+    monkeypatch.setenv("UV_RUN_RECURSION_DEPTH", "1")
+    assert typed("lora-sweep ui") == "uv run lora-sweep ui"
 
 
 def test_command_quotes_paths(study_folder):

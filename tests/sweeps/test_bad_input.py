@@ -3,6 +3,7 @@
 import json
 import shutil
 import struct
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -167,6 +168,20 @@ def test_a_study_with_other_settings(trained: Place, folder: Path, capsys: pytes
         assert told in said and len(said.splitlines()) <= 3
     assert sorted(trained.root.rglob("*")) == before
     assert list(folder.iterdir()) == []
+
+
+def test_a_study_folder_that_cannot_be_written_to(
+    trained: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(prefix: str, dir: Path) -> str:
+        if dir == trained.folder():
+            raise PermissionError(13, "Permission denied")
+        return real(prefix=prefix, dir=dir)
+
+    real = tempfile.mkdtemp
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    assert main(trained.search_arguments("trainer.iters=1", "trainer.eval_every=1", "n_trials=1")) == 2
+    assert f"{trained.folder()} cannot be written to" in capsys.readouterr().err
 
 
 def test_data_that_has_changed_since(trained: Place, capsys: pytest.CaptureFixture[str]) -> None:

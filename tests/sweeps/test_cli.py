@@ -1,5 +1,6 @@
 """The command line as a user meets it; training is replaced by a stand-in that keeps what it is given."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -52,6 +53,16 @@ def test_help_is_instant(argv: str) -> None:
     loaded = set(done.stdout.partition("LOADED ")[2].split())
     assert "sweeps.cli" in loaded
     assert not loaded & HEAVY
+
+
+@pytest.mark.parametrize("flags", [["--info"], ["--cfg", "job"]])
+def test_a_reader_that_has_gone_is_no_error(flags: list[str]) -> None:
+    """As `lora-sweep train --info | head -1` has it."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-m", "sweeps", "train", *flags], stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_the_module_is_the_same_program() -> None:

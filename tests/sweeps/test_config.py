@@ -87,6 +87,14 @@ def test_the_environment_wins_over_the_default_store_only(monkeypatch: pytest.Mo
     assert resolved("tracking.uri=sqlite:///mine.db").tracking.uri == "sqlite:///mine.db"
 
 
+def test_a_bad_store_is_traced_to_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "./mlruns")
+    with pytest.raises(UserError, match=r"from MLFLOW_TRACKING_URI\) is './mlruns'"):
+        resolved()
+    with pytest.raises(UserError, match=r"^tracking.uri is 'mlflow'"):
+        resolved("tracking.uri=mlflow")
+
+
 @pytest.mark.parametrize(
     "override, words",
     [
@@ -97,6 +105,12 @@ def test_the_environment_wins_over_the_default_store_only(monkeypatch: pytest.Mo
         ("study=train", "study is 'train'"),
         ("storage=optuna.db", "storage is 'optuna.db'"),
         ("tracking.uri=mlflow.db", "tracking.uri is"),
+        ("tracking.uri=file:///mlruns", "tracking.uri is"),
+        ("storage=sqlite://", "storage is 'sqlite://': expected the name of a file"),
+        ("storage=sqlite:///", "expected the name of a file"),
+        ("storage='sqlite:///:memory:'", "expected the name of a file"),
+        ("storage=sqlite://optuna.db", "expected the name of a file"),
+        ("tracking.uri=sqlite:///", "tracking.uri is 'sqlite:///': expected the name of a file"),
         ("output_dir=''", "output_dir is ''"),
         ("search.confirm.k=3", "search.confirm is not there yet"),
         ("search.objectives=[val_loss]", "search.objectives is not there yet"),
@@ -112,7 +126,7 @@ def test_the_environment_wins_over_the_default_store_only(monkeypatch: pytest.Mo
         ("+search.pruner.n_warmup=3", "no such option. Did you mean n_warmup_steps"),
         ("lora_parameters.rank=abc", "lora_parameters.rank is 'abc': expected a whole number"),
         ("lora_parameters.rank=null", "lora_parameters.rank is null"),
-        ("lora_parameters.keys=abc", "lora_parameters.keys"),
+        ("lora_parameters.keys=abc", "lora_parameters.keys is one value: expected a list [a,b] or null"),
         ("+lora_parameters.rnk=3", "Did you mean lora_parameters.rank"),
         ("+nothing=3", "nothing: there is no such key"),
         ("data=local", "data.path is not set"),

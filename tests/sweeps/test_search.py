@@ -131,6 +131,14 @@ def test_nothing_is_left_to_do(undisturbed: Place) -> None:
     assert undisturbed.results() == before
 
 
+def test_fewer_trials_than_have_ended(undisturbed: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    before = undisturbed.results()
+    assert quick(undisturbed, "trainer.slots=1", "n_trials=3") == 0
+    assert "8 trials have ended already, more than n_trials=3" in capsys.readouterr().out
+    assert undisturbed.results() == before
+    assert undisturbed.record().n_trials == 8
+
+
 @pytest.fixture
 def fatal(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], None]:
     """Sends the training process a signal as soon as a trial's first evaluation is in."""
@@ -251,6 +259,16 @@ def test_a_diverging_trial_does_not_stop_the_search(place: Place) -> None:
     assert states == [("complete", None), ("failed", "diverged")]
     # Two settings are all there are.
     assert any("exhausted: all of its 2 settings" in note for note in place.record().notes)
+
+
+def test_from_an_adapter(undisturbed: Place, place: Place) -> None:
+    """Everything starts from it but the base model, which has no adapter."""
+    adapter = undisturbed.folder() / "default" / "adapters"
+    settings = ["lora_parameters.rank=8", "num_layers=4", f"resume_adapter_file={adapter}", "n_trials=1"]
+    assert quick(place, *settings) == 0
+    assert place.trial("base").value == undisturbed.trial("base").value
+    first = load_metrics(place.folder() / "default")[0]["val_loss"]
+    assert first == pytest.approx(undisturbed.trial("default").value, rel=1e-5)
 
 
 def test_no_trial_completes(place: Place, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """The Optuna side: one study under one name, its numbers, and what is told."""
 
+import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -137,3 +138,14 @@ def test_storages_that_cannot_be_opened(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         open_storage("postgresql://me:secret@127.0.0.1:9/optuna")
     assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "words"), [("postgresql://h/optuna", "extra postgres"), ("mysql://h/optuna", "package (MySQLdb)")]
+)
+def test_a_driver_that_is_not_installed_is_named(url: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("psycopg2", "MySQLdb"):
+        monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError) as error:
+        open_storage(url)
+    assert words in str(error.value) and ".." not in str(error.value)

@@ -1,6 +1,7 @@
 """What MLflow shows of a study, on a real SQLite store."""
 
 import json
+import math
 import socket
 import time
 from collections.abc import Iterator
@@ -234,6 +235,29 @@ def test_after_a_kill_the_store_catches_up_with_the_disk(sweep: Sweep) -> None:
     assert len(sweep.children()) == before, "a second resume has nothing to copy"
 
 
+def test_a_run_deleted_in_mlflow_comes_back_on_resume(sweep: Sweep) -> None:
+    sweep.run(sweep.spec("trial-0000"), [3.0, 2.0])
+    deleted = sweep.record.runs["trial-0000"]
+    sweep.tracker.store.client.delete_run(deleted)
+    sweep.open()
+    assert sweep.tracker.problem is None
+    assert sweep.record.runs["trial-0000"] != deleted
+    assert sweep.mlflow_run("trial-0000").data.metrics["best_val_loss"] == 2.0
+
+
+def test_a_diverged_trial_is_copied_as_it_was(sweep: Sweep) -> None:
+    spec = sweep.spec("trial-0000")
+    sweep.tracker.start_trial(sweep.record, spec)
+    sweep.evaluate(spec, [3.0, 2.0, math.nan])
+    live = sweep.history("trial-0000", "val_loss")
+    sweep.ended(spec, [3.0, 2.0], "failed", "diverged")
+    sweep.open()
+    assert sweep.tracker.problem is None
+    copied = sweep.history("trial-0000", "val_loss")
+    assert str(copied) == str(live)
+    assert (len(copied), sweep.mlflow_run("trial-0000").info.status) == (3, "FAILED")
+
+
 def test_another_store_gets_the_whole_study(sweep: Sweep, tmp_path: Path, prepared: bytes) -> None:
     sweep.run(sweep.spec("trial-0000"), [3.0, 2.0])
     (tmp_path / "other.db").write_bytes(prepared)
@@ -271,6 +295,19 @@ def test_a_single_run_has_no_study_above_it(sweep: Sweep, tmp_path: Path) -> Non
     assert "mlflow.parentRunId" not in run.data.tags
     assert run.info.status == "FINISHED" and run.outputs and run.outputs.model_outputs
     save_study(single.folder, single.record)
+
+
+def test_a_single_run_that_was_killed_does_not_stay_running(sweep: Sweep, tmp_path: Path) -> None:
+    single = Sweep(tmp_path, "my-run", kind="train")
+    spec = single.spec("my-run", role="train")
+    single.tracker.start_trial(single.record, spec)
+    killed = single.record.runs["my-run"]
+    single.open()
+    single.run(spec, [3.0, 2.0])
+    earlier = single.tracker.store.client.get_run(killed)
+    assert (earlier.info.status, earlier.data.tags["sweep.role"]) == ("KILLED", "attempt")
+    assert single.record.runs["my-run"] != killed
+    assert single.mlflow_run("my-run").info.status == "FINISHED"
 
 
 def test_link(sweep: Sweep) -> None:

@@ -112,3 +112,16 @@ def test_a_port_that_is_taken(store: str) -> None:
             ui.main(["--uri", store, "--port", str(taken)])
     with pytest.raises(UserError, match="Port 99999"):
         ui.main(["--uri", store, "--port", "99999"])
+
+
+@pytest.mark.parametrize(
+    ("uri", "words"),
+    [
+        ("sqlite:///", "expected the name of a file"),
+        ("file:///mlruns", "expected a URL such as"),
+        ("mlflow.db", "expected a URL such as"),
+    ],
+)
+def test_what_is_no_store(uri: str, words: str, port: int) -> None:
+    with pytest.raises(UserError, match=words):
+        ui.main(["--uri", uri, "--port", str(port), "--no-browser"])
