@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     import mlx.core as mx
 
 CUDA_WHEELS = ("mlx-cuda-12", "mlx-cuda-13")
+# MLX hands work to the device in portions, many ahead, and memory is free only when a portion has been done. Smaller
+# ones than its own (1,000 MB on an H100) halve the peak of a step and cost it few per cent.
+CUDA_BUFFER_MB = "200"
 FUSED_ATTENTION_MULTIPLE = 128  # CUDA: the backward pass of fused attention takes no other lengths
 LENGTH_MULTIPLE = 8
 # How MLX and what it calls word it: its allocators, Metal's command buffers, the CUDA runtime, cuBLAS (3 is its code
@@ -38,7 +41,10 @@ def prepare() -> list[str]:
     Returns: what was done, in lines to show; nothing on macOS and CUDA.
     Raises: RuntimeError if mlx is imported already, because it is too late then.
     """
-    if sys.platform != "linux" or _has_cuda_wheel():
+    if sys.platform != "linux":
+        return []
+    if _has_cuda_wheel():
+        os.environ.setdefault("MLX_MAX_MB_PER_BUFFER", CUDA_BUFFER_MB)
         return []
     if "mlx.core" in sys.modules:
         raise RuntimeError("backend.prepare() must be called before mlx is imported.")

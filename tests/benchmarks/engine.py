@@ -1,6 +1,6 @@
 """How long a sweep's training takes, four ways, on the same trials, data and number of optimizer steps.
 
-    python -m tests.benchmarks.engine --data ../shared/data/wikisql --trials 8 --steps 10 --layers 8
+    python -m tests.benchmarks.engine --data my_data --trials 8 --steps 10 --layers 8
 
     a        one `mlx_lm.lora` process per trial, as installed
     b        the same with the BLAS that lora_core loads (CPU only)
@@ -8,9 +8,11 @@
     c-plain  the same without mx.compile
     d        lora_core's engine, adapters' matrix products in float32
     d-base   the same in the dtype of the base model
+    d-again  as d-base, activations made again in the backward pass (trainer.grad_checkpoint)
 
-a and b run `--processes` trials and are scaled to all of them; c and d run all, `--rounds` times in turn, and the
-median counts. Nobody evaluates but d, once on one batch at each trial's end.
+a and b run `--processes` trials and c `--stock-trials`, scaled to all of them; d runs all. c and d go `--rounds` times
+in turn, each time with nothing cached, and the median counts. Nobody evaluates but d: once on one batch at each
+trial's start and end. What it takes to put a trial into a slot and to end it, its files included, is shown apart too.
 """
 
 import argparse
@@ -23,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +36,15 @@ backend.prepare()
 import mlx.core as mx  # noqa: E402
 import mlx.nn as nn  # noqa: E402
 import mlx.optimizers as optim  # noqa: E402
+import numpy as np  # noqa: E402
 import yaml  # noqa: E402
 from mlx_lm.tuner.trainer import TrainingArgs, train  # noqa: E402
 from mlx_lm.tuner.utils import linear_to_lora_layers, remove_lora_layers  # noqa: E402
 
 import lora_core  # noqa: E402
-from lora_core import models  # noqa: E402
+from lora_core import adapters, models  # noqa: E402
 from lora_core.config import DataConfig, ModelConfig, TrainConfig, TrainerConfig  # noqa: E402
-from lora_core.data import load_data  # noqa: E402
+from lora_core.data import Dataset, Row, load_data  # noqa: E402
 from lora_core.engine import Engine  # noqa: E402
 from lora_core.trial import TrialSpec  # noqa: E402
 from tests.benchmarks import shapes  # noqa: E402
@@ -61,13 +65,14 @@ class Bench:
             path = str(shapes.build(path, folder / path, options.tokenizer))
         self.model_path = path
         self.base = models.load(path)
-        self.stock = models.load(path).model  # for arm c: each of the two puts its own layers in
         self.data = load_data(DataConfig(path=options.data), self.base.tokenizer, options.length, 0)
+        if options.fill:
+            self.data = filled(self.data, options.length)
         self.peaks: dict[str, float] = {}
         self.losses: dict[str, list[float]] = {}
-        self._engine = Engine(self.base, self.data, options.slots or options.trials)
+        self.framework: dict[str, list[float]] = {}  # milliseconds a trial
 
-    def config(self, index: int, steps: int, dtype: str = "float32") -> TrainConfig:
+    def config(self, index: int, steps: int, dtype: str = "float32", again: bool = False) -> TrainConfig:
         options = self.options
         config = TrainConfig(model=ModelConfig(self.model_path), data=DataConfig(path=options.data))
         config.num_layers = MIXED_DEPTHS[index % 4] if options.mixed else options.layers
@@ -77,44 +82,46 @@ class Bench:
         config.optimizer.learning_rate = 1e-4 * 1.1**index
         config.trainer = TrainerConfig(
             iters=steps, eval_every=steps, eval_rows=options.batch, batch_size=options.batch,
-            max_seq_length=options.length, grad_clip=None,
+            max_seq_length=options.length, grad_clip=None, grad_checkpoint=again,
         )  # fmt: skip
         return config
 
-    def engine(self, dtype: str, steps: int) -> float:
-        """Arm d."""
-        trials, engine = self.options.trials, self._engine
-        engine.events.clear()
-        waiting = [
-            TrialSpec(f"t{i}", "trial", self.config(i, steps, dtype).to_dict(), str(self.folder / dtype / f"t{i}"))
-            for i in range(trials)
-        ]
-        mx.reset_peak_memory()
+    def engine(self, name: str, steps: int) -> float:
+        """An arm d."""
+        options = self.options
+        dtype = "float32" if name == "d" else "base"
+        configs = [self.config(index, steps, dtype, name == "d-again").to_dict() for index in range(options.trials)]
+        waiting = [TrialSpec(f"t{i}", "trial", c, str(self.folder / name / f"t{i}")) for i, c in enumerate(configs)]
+        adapters.remove(self.base.model.layers)
         start = time.perf_counter()
+        engine = Timed(self.base, self.data, options.slots or options.trials)
         while waiting or engine.running:
             while waiting and engine.free:
                 engine.start(waiting.pop(0))
             engine.advance()
         seconds = time.perf_counter() - start
-        ended = [event.record for event in engine.events if hasattr(event, "record")]
-        name = "d" if dtype == "float32" else "d-base"
         self.peaks[name] = mx.get_peak_memory() / 1e9
-        self.losses[name] = [record["metrics"]["best_val_loss"] for record in ended]
+        ended = [event.record for event in engine.events if hasattr(event, "record")]
+        self.losses[name] = [record["metrics"].get("best_val_loss", float("nan")) for record in ended]
+        self.framework.setdefault(name, []).append(1000 * engine.around / options.trials)
         return seconds
 
     def loop(self, steps: int) -> float:
-        """Arm c."""
+        """Arm c, scaled from `--stock-trials` to all."""
+        options = self.options
+        trials = options.stock_trials or options.trials
+        adapters.remove(self.base.model.layers)
         mx.reset_peak_memory()
         start = time.perf_counter()
-        for index in range(self.options.trials):
+        for index in range(trials):
             self._stock_trial(self.config(index, steps), steps)
         self.peaks["c"] = mx.get_peak_memory() / 1e9
-        return time.perf_counter() - start
+        return (time.perf_counter() - start) * options.trials / trials
 
     def _stock_trial(self, config: TrainConfig, steps: int) -> None:
         from lora_core.batches import make_batches, order
 
-        model, lora = self.stock, config.lora_parameters
+        model, lora = self.base.model, config.lora_parameters
         model.freeze()
         depth = self.base.info.depth if config.num_layers == "all" else int(config.num_layers)
         linear_to_lora_layers(model, depth, {"rank": lora.rank, "scale": lora.multiplier, "dropout": 0.0})
@@ -177,6 +184,30 @@ class Bench:
         }  # fmt: skip
 
 
+class Timed(Engine):
+    """An engine that counts the seconds around its steps: what puts trials into slots and what ends them."""
+
+    around = 0.0
+
+    def start(self, spec: TrialSpec) -> None:
+        began = time.perf_counter()
+        super().start(spec)
+        self.around += time.perf_counter() - began
+
+    def _end(self, *arguments: Any) -> None:
+        began = time.perf_counter()
+        super()._end(*arguments)
+        self.around += time.perf_counter() - began
+
+
+def filled(data: Dataset, length: int) -> Dataset:
+    """The training rows one after the other, cut into rows of `length` inputs each that all count."""
+    tokens = np.concatenate([row.tokens for row in data.train])
+    starts = range(0, len(tokens) - length, length + 1)
+    rows = [Row(tokens[i : i + length + 1], np.arange(length + 1) > 0) for i in starts]
+    return replace(data, train=rows, valid=rows[:8])
+
+
 def _arrays(batch: Any) -> tuple[mx.array, ...]:
     """Inputs, targets and mask [b, T], as a stock loss takes them."""
     targets, mask = mx.zeros(batch.inputs.size, dtype=mx.int32), mx.zeros(batch.inputs.size)
@@ -201,17 +232,17 @@ def _arms(bench: Bench) -> dict[str, Callable[[int], float]]:
         finally:
             mx.enable_compile()
 
-    def ours(dtype: str) -> Callable[[int], float]:
+    def ours(name: str) -> Callable[[int], float]:
         def run(steps: int) -> float:
             backend.configure(0.75)  # as a worker does
             try:
-                return bench.engine(dtype, steps)
+                return bench.engine(name, steps)
             finally:
                 mx.enable_compile()
 
         return run
 
-    return {"c": bench.loop, "c-plain": plain, "d": ours("float32"), "d-base": ours("base")}
+    return {"c": bench.loop, "c-plain": plain, **{name: ours(name) for name in ("d", "d-base", "d-again")}}
 
 
 def measure(bench: Bench) -> dict[str, list[float]]:
@@ -233,7 +264,8 @@ def report(bench: Bench, seconds: dict[str, list[float]]) -> dict[str, Any]:
     """The table as data: medians, their ratios to d and d-base, peak memory, and how far the two dtypes are apart."""
     medians = {name: statistics.median(values) for name, values in sorted(seconds.items())}
     result: dict[str, Any] = {**bench.facts(), "seconds": medians, "rounds": seconds, "peak GB": bench.peaks}
-    for ours in {"d", "d-base"} & medians.keys():
+    result["framework ms a trial"] = {name: round(statistics.median(v), 1) for name, v in bench.framework.items()}
+    for ours in sorted({"d", "d-base", "d-again"} & medians.keys()):
         result[f"times faster: {ours}"] = {
             name: round(value / medians[ours], 2) for name, value in medians.items() if not name.startswith("d")
         }
@@ -264,7 +296,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--slots", type=int, help="default: one for each trial")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--warm", type=int, default=2, help="steps of the uncounted round")
-    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--layers", type=lambda text: text if text == "all" else int(text), default=8)
+    parser.add_argument("--fill", action="store_true", help="rows that all have --length inputs")
+    parser.add_argument("--stock-trials", type=int, help="trials of arm c; default: all")
     parser.add_argument("--mixed", action="store_true", help="trials of 4, 8, 16 and all blocks")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--length", type=int, default=512)

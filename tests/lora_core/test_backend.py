@@ -1,5 +1,6 @@
 """The platform branches, with the platform faked; and one real process that must end up with a fast BLAS."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -62,6 +63,18 @@ def test_too_late_after_mlx(loaded: list[str], monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(RuntimeError, match="before mlx"):
         fresh_prepare()
     assert loaded == []
+
+
+@pytest.mark.parametrize(("set_before", "after"), [(None, backend.CUDA_BUFFER_MB), ("700", "700")])
+def test_cuda_gets_small_portions_unless_set(
+    set_before: str | None, after: str, loaded: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend, "_has_cuda_wheel", lambda: True)
+    monkeypatch.setenv("MLX_MAX_MB_PER_BUFFER", set_before or "")  # put back afterwards
+    if set_before is None:
+        monkeypatch.delenv("MLX_MAX_MB_PER_BUFFER")
+    assert fresh_prepare() == []
+    assert os.environ["MLX_MAX_MB_PER_BUFFER"] == after
 
 
 @pytest.mark.parametrize("platform", ["darwin", "cuda"])

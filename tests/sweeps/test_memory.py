@@ -58,7 +58,7 @@ def test_an_exception_halves_the_slots(
 ) -> None:
     workers = short_of_memory("error", 1)
     assert search(place) == 0
-    said = [line for line in capsys.readouterr().out.splitlines() if "Slots" in line]
+    said = [line for line in capsys.readouterr().out.splitlines() if "→" in line and "Slots" in line]
     assert len(said) == 2 and "Unable to allocate" in said[0]
     assert said[0].endswith("Slots 4 → 2.") and said[1].endswith("Slots 2 → 1.")
     assert len(workers) == 3
@@ -66,7 +66,7 @@ def test_an_exception_halves_the_slots(
     check_nothing_is_doubled(place)
     record = place.record()
     assert record.environment["slots"] == 1 and record.state == "complete"
-    assert [note for note in record.notes if "Slots" in note] == said
+    assert [note for note in record.notes if "→" in note and "Slots" in note] == said
     # A resume, with the same words or with auto, uses what was used at the end.
     for slots in ("trainer.slots=4", "trainer.slots=auto"):
         assert search(place, slots, "n_trials=5") == 0
@@ -78,7 +78,7 @@ def test_a_killed_process_halves_the_slots(
 ) -> None:
     workers = short_of_memory(int(signal.SIGKILL), 2)
     assert search(place) == 0
-    (said,) = [line for line in capsys.readouterr().out.splitlines() if "Slots" in line]
+    (said,) = [line for line in capsys.readouterr().out.splitlines() if "→" in line and "Slots" in line]
     assert "SIGKILL" in said and said.endswith("Slots 4 → 2.")
     assert [worker.returncode for worker in workers] == [-signal.SIGKILL, 0]
     assert place.results() == roomy.results()
