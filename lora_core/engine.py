@@ -5,13 +5,14 @@ A trial's result depends on its own configuration alone: its step i uses batch i
 """
 
 import math
+import time
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 
-from lora_core import adapters, backend
+from lora_core import adapters, backend, checkpoint
 from lora_core.adapter_files import adapter_config, load_adapter, save_adapter
 from lora_core.batches import Batch, order, steps_for
 from lora_core.config import TrainConfig, check
@@ -24,10 +25,11 @@ from lora_core.pack import Pack
 from lora_core.prefix import PrefixCache
 from lora_core.slot import Slot, Stopwatch
 from lora_core.split import Split, Whole, choose_split
-from lora_core.stacks import Pair
+from lora_core.stacks import State
 from lora_core.step import Computation
 from lora_core.trial import Ended, Evaluated, TrialSpec
 
+SAVE_EVERY = 30.0  # seconds between two checkpoints of the running trials
 PREFIX_SHARE = 0.125  # of the device's memory, for hidden states after frozen blocks
 
 
@@ -51,6 +53,8 @@ class Engine:
         self._packs: dict[Hashable, Pack] = {}
         self._unheard: list[tuple[list[Slot], mx.array]] = []  # steps not waited for yet
         self._watch = Stopwatch()
+        self.save_every = SAVE_EVERY
+        self._saved = time.monotonic()
         backend.reset_peak_memory()  # loading is over
 
     @property
@@ -73,6 +77,8 @@ class Engine:
         config = TrainConfig.from_dict(spec.config)
         self.check(config)
         slot, pack, feed = self.place(spec, config)
+        if (saved := checkpoint.load(slot, self._sites(config))) is not None:
+            return self._go_on(slot, pack, feed, saved)
         resumed = self._resumed(config)
         slot.begin()
         pack.add(slot, resumed)
@@ -86,6 +92,13 @@ class Engine:
             self._evaluate([slot], pack, feed)
         self._finish_ended([(slot, pack, feed)])
         self._watch.lap()
+
+    def _go_on(self, slot: Slot, pack: Pack, feed: Feed, state: dict[int, State]) -> None:
+        """Continues an interrupted trial where its checkpoint is."""
+        slot.begin(again=True)
+        self.events += [Evaluated(slot.spec.name, row, again=True) for row in checkpoint.rows(slot)]
+        pack.add(slot, state)
+        self.running.append((slot, pack, feed))
 
     def stop(self, name: str) -> None:
         """Ends a running trial as pruned, keeping its best checkpoint."""
@@ -108,7 +121,18 @@ class Engine:
             pack.read_alive()
             self._evaluate([slot for slot in due if slot.alive and slot.evaluation_due], pack, feed)
             self._finish_ended([(slot, pack, feed) for slot in due])
+            if time.monotonic() - self._saved >= self.save_every:
+                self.save()
             self._watch.lap()
+
+    def save(self) -> None:
+        """Writes a checkpoint of every running trial, for another engine to go on from."""
+        self.listen()
+        for slot, pack, _ in self.running:
+            pack.read_alive()
+            if slot.alive and slot.step > 0:
+                checkpoint.save(slot, pack.stacks().of(slot))
+        self._saved = time.monotonic()
 
     def _due(self, pack: Pack, feed: Feed) -> list[Slot]:
         """The slots of the pack that go next: those of the padded length that most of them wait for. A slot that
@@ -177,13 +201,14 @@ class Engine:
             self._packs[key] = Pack(self.computation, self.sites, config)
         return self._packs[key]
 
-    def _resumed(self, config: TrainConfig) -> dict[int, Pair] | None:
-        """A and B to start from, by site.index; None: those of every new trial."""
+    def _resumed(self, config: TrainConfig) -> dict[int, State] | None:
+        """What `resume_adapter_file` starts from, by site.index; None: what every new trial does."""
         if config.resume_adapter_file is None:
             return None
         own = self._sites(config)
         loaded = load_adapter(config.resume_adapter_file, self.split, own, config.lora_parameters.rank)
-        return {site.index: pair for site, pair in zip(own, loaded, strict=True)}
+        zeros = [(mx.zeros_like(a), mx.zeros_like(b)) for a, b in loaded]
+        return {site.index: (pair, zero, zero) for site, pair, zero in zip(own, loaded, zeros, strict=True)}
 
     def _next_batch(self, slot: Slot, feed: Feed) -> Batch:
         return feed.train[slot.order[slot.step]]
@@ -222,6 +247,7 @@ class Engine:
             digest = self._save(slot)
             metrics["adapter_mb"] = (slot.adapter_path / "adapters.safetensors").stat().st_size / 1e6
         record = slot.end(state, reason, metrics, digest)
+        checkpoint.remove(slot.folder)
         self.running = [entry for entry in self.running if entry[0] is not slot]
         pack.remove(slot)
         self.events.append(Ended(slot.spec.name, vars(record).copy()))

@@ -25,14 +25,14 @@ class Pack:
         self.checkpoint = config.trainer.grad_checkpoint
         self.slots: list[Slot] = []
         self._stacks = Stacks(sites)
-        self._given: dict[Slot, dict[int, Pair]] = {}  # adapters to start from, of slots not stacked yet
+        self._given: dict[Slot, dict[int, State]] = {}  # to start from, of slots not stacked yet
         self._constants: dict[tuple[Slot, ...], dict[str, list[mx.array]]] = {}
 
-    def add(self, slot: Slot, adapter: dict[int, Pair] | None = None) -> None:
-        """Gives the slot its initial adapters, or those given by site.index, and zero moments."""
+    def add(self, slot: Slot, state: dict[int, State] | None = None) -> None:
+        """Gives the slot its initial adapters and zero moments, or what is given by site.index."""
         self.slots = sorted([*self.slots, slot], key=lambda other: other.bottom)
-        if adapter is not None:
-            self._given[slot] = adapter
+        if state is not None:
+            self._given[slot] = state
 
     def remove(self, slot: Slot) -> None:
         """Takes the slot out."""
@@ -48,7 +48,7 @@ class Pack:
 
     def adapter(self, slot: Slot) -> dict[int, Pair]:
         """The slot's A and B at its own rank, by site.index, of the layers it adapts."""
-        return self.stacks().adapter(slot)
+        return {index: adapter for index, (adapter, *_) in self.stacks().of(slot).items()}
 
     def step(self, due: Sequence[Slot], rows: Rows) -> mx.array:
         """Starts one optimizer step of the slots in `due`, which are in the pack's order; returns their losses

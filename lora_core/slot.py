@@ -38,15 +38,16 @@ class Slot:
     alive: bool = True  # as last read from the device
     record: TrialRecord = field(init=False)
 
-    def begin(self) -> None:
-        """Leaves on disk that the trial has begun."""
+    def begin(self, again: bool = False) -> None:
+        """Leaves on disk that the trial has begun; `again`: that it goes on, with the rows it has."""
         spec = self.spec
         self.record = TrialRecord(
             spec.name, spec.role, number=spec.number, repeat=spec.repeat, params=spec.params,
             config=spec.config, planned_steps=self.steps, started=now(),
         )  # fmt: skip
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "metrics.jsonl").unlink(missing_ok=True)
+        if not again:
+            (self.folder / "metrics.jsonl").unlink(missing_ok=True)
         save_trial(self.folder, self.record)
 
     @property

@@ -31,8 +31,8 @@ class Stacks:
         self.alive = mx.ones((0,), dtype=mx.bool_)
         self.state: dict[Group, State] = {}
 
-    def restack(self, slots: list[Slot], given: dict[Slot, dict[int, Pair]]) -> None:
-        """Holds these slots from now on. New ones get the adapters in `given`, by site.index, or initial ones, and
+    def restack(self, slots: list[Slot], given: dict[Slot, dict[int, State]]) -> None:
+        """Holds these slots from now on. New ones get the state in `given`, by site.index, or initial adapters and
         zero moments."""
         rank = max([LEAST_RANK, *(1 << (slot.config.lora_parameters.rank - 1).bit_length() for slot in slots)])
         old = {site.index: tuple(_at(stack, i) for stack in state) for group, state in self.state.items()
@@ -55,24 +55,24 @@ class Stacks:
         return list(groups.values())
 
     def _rows(
-        self, site: Site, slots: list[Slot], old: State | None, given: dict[Slot, dict[int, Pair]], rank: int
+        self, site: Site, slots: list[Slot], old: State | None, given: dict[Slot, dict[int, State]], rank: int
     ) -> State:
         """One layer's: the rows that are there, new ones behind them, then all in the order of the slots."""
         there = self.slots[: members(self.slots, site)] if old else []
         slots = slots[: members(slots, site)]
-        fresh = [at_rank(*_first(slot, site, given.get(slot)), rank) for slot in slots if slot not in there]
-        rows = [_stack(fresh), *[_zeros(site, len(fresh), rank)] * 2] if fresh else [None] * 3
+        fresh = [_first(slot, site, given.get(slot), rank) for slot in slots if slot not in there]
+        rows = _stacked(fresh) if fresh else [None] * 3
         kept = [at_rank(*pair, rank) for pair in old] if old else [None] * 3
         places = _places(there, slots)
         joined = [_concatenated([pair for pair in pairs if pair]) for pairs in zip(kept, rows, strict=True)]
         return tuple((_taken(a, places), _taken(b, places)) for a, b in joined)
 
-    def adapter(self, slot: Slot) -> dict[int, Pair]:
-        """The slot's A and B at its own rank, by site.index, of the layers it adapts."""
+    def of(self, slot: Slot) -> dict[int, State]:
+        """The slot's state at its own rank, by site.index, of the layers it adapts."""
         rank, k = slot.config.lora_parameters.rank, self.slots.index(slot)
         return {
-            site.index: at_rank(a[i, k], b[i, k], rank)
-            for group, ((a, b), *_) in self.state.items()
+            site.index: tuple(at_rank(a[i, k], b[i, k], rank) for a, b in state)
+            for group, state in self.state.items()
             for i, site in enumerate(group)
             if slot.adapts(site)
         }
@@ -109,11 +109,14 @@ def members(slots: Sequence[Slot], site: Site) -> int:
     return sum(slot.bottom <= site.layer for slot in slots)
 
 
-def _first(slot: Slot, site: Site, given: dict[int, Pair] | None) -> Pair:
-    lora = slot.config.lora_parameters
+def _first(slot: Slot, site: Site, given: dict[int, State] | None, rank: int) -> State:
+    zeros = _at(_zeros(site, 1, rank), 0)
     if not slot.adapts(site):
-        return _at(_zeros(site, 1, lora.rank), 0)
-    return given[site.index] if given else initial(site, lora, slot.config.seed, slot.spec.repeat)
+        return zeros, zeros, zeros
+    if given:
+        return tuple(at_rank(*pair, rank) for pair in given[site.index])
+    adapter = initial(site, slot.config.lora_parameters, slot.config.seed, slot.spec.repeat)
+    return at_rank(*adapter, rank), zeros, zeros
 
 
 def _zeros(site: Site, slots: int, rank: int) -> Pair:
@@ -136,8 +139,8 @@ def _stack(pairs: Sequence[Pair]) -> Pair:
     return mx.stack(a), mx.stack(b)
 
 
-def _stacked(layers: list[State]) -> State:
-    return tuple(_stack(pairs) for pairs in zip(*layers, strict=True))
+def _stacked(states: list[State]) -> State:
+    return tuple(_stack(pairs) for pairs in zip(*states, strict=True))
 
 
 def _concatenated(pairs: list[Pair]) -> Pair:

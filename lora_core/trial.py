@@ -20,10 +20,11 @@ class TrialSpec:
 
 @dataclass
 class Evaluated:
-    """A trial has a new row in its `metrics.jsonl`."""
+    """A trial has a new row in its `metrics.jsonl`; `again`: one from before it was interrupted."""
 
     name: str
     row: dict[str, float]
+    again: bool = False
 
 
 @dataclass

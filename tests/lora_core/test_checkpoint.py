@@ -1,0 +1,143 @@
+"""An interrupted trial goes on from its checkpoint as if nothing had happened, or anew where that is damaged."""
+
+import json
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+
+from lora_core import checkpoint
+from lora_core.records import load_trial
+from lora_core.stacks import Stacks
+from lora_core.trial import Evaluated
+from tests.lora_core.helpers import bits_are_promised, losses, new_engine, new_spec, run, same_result
+
+SETTINGS = [
+    {"rank": 3, "dropout": 0.2, "iters": 12},
+    {"rank": 20, "num_layers": 3, "iters": 12, "weight_decay": 0.1},
+    {"rank": 8, "keys": ["mlp.up_proj"], "iters": 12, "learning_rate": 0.3, "patience": 2, "repeat": 1},
+]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    specs = [new_spec(folder, f"trial-{i}", **settings) for i, settings in enumerate(SETTINGS)]
+    run(new_engine(3), *specs)
+    return specs
+
+
+def interrupted(folder: Path, steps: int, which=range(3)):
+    """The trials after `steps` calls of `advance`, as a process that was killed leaves them."""
+    specs = [new_spec(folder, f"trial-{i}", **SETTINGS[i]) for i in which]
+    engine = new_engine(3)
+    engine.save_every = 0.0
+    for spec in specs:
+        engine.start(spec)
+    for _ in range(steps):
+        engine.advance()
+    return specs
+
+
+def saved_steps(specs):
+    indexes = [Path(spec.folder) / checkpoint.INDEX for spec in specs]
+    return [json.loads(index.read_text())["host"]["step"] for index in indexes if index.exists()]
+
+
+@bits_are_promised
+@pytest.mark.parametrize("steps", [1, 6, 9, 15])
+def test_it_ends_as_undisturbed(undisturbed, tmp_path, steps):
+    specs = interrupted(tmp_path, steps)
+    assert steps == 1 or max(saved_steps(specs)) >= 3
+    run(new_engine(2), *specs)
+    for spec, other in zip(specs, undisturbed, strict=True):
+        assert same_result(spec, other)
+        assert load_trial(Path(spec.folder)).best_step == load_trial(Path(other.folder)).best_step
+
+
+def test_it_goes_on_from_the_step_it_had(tmp_path):
+    (spec,) = interrupted(tmp_path, 7, [0])
+    (at,) = saved_steps([spec])
+    engine = new_engine(1)
+    engine.start(spec)
+    (slot, _, _), *_ = engine.running
+    assert slot.step == at == 6
+    replayed = [event for event in engine.events if isinstance(event, Evaluated)]
+    assert [event.row["step"] for event in replayed] == [0, 3, 6] and all(event.again for event in replayed)
+    assert load_trial(Path(spec.folder)).state == "running"
+
+
+def test_rows_after_the_checkpoint_are_made_again(tmp_path):
+    (spec,) = interrupted(tmp_path, 6, [0])
+    with (Path(spec.folder) / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9, "val_loss": 1.0}\n')
+    run(new_engine(1), spec)
+    assert [step for step, _, _ in losses(spec)] == [0, 3, 6, 9, 12]
+
+
+def test_nothing_of_it_is_left_at_the_end(tmp_path):
+    specs = interrupted(tmp_path, 6)
+    assert list(tmp_path.rglob("slot*"))
+    run(new_engine(3), *specs)
+    assert not list(tmp_path.rglob("slot*"))
+
+
+def truncated(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def flipped(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-50] ^= 1
+    file.write_bytes(content)
+
+
+@bits_are_promised
+@pytest.mark.parametrize("damage", [truncated, flipped, Path.unlink])
+@pytest.mark.parametrize("what", ["slot-*.safetensors", checkpoint.INDEX])
+def test_a_damaged_one_is_not_used(undisturbed, tmp_path, damage, what):
+    if (damage, what) == (flipped, checkpoint.INDEX):
+        pytest.skip("a byte of the index may be part of a number: the file is small and written whole")
+    (spec,) = interrupted(tmp_path, 6, [0])
+    (file,) = Path(spec.folder).glob(what)
+    damage(file)
+    engine = new_engine(1)
+    engine.start(spec)
+    assert engine.running[0][0].step == 0
+    while engine.running:
+        engine.advance()
+    assert same_result(spec, undisturbed[0])
+
+
+@pytest.mark.parametrize("changes", [{"learning_rate": 0.5}, {"repeat": 1}])
+def test_that_of_another_trial_is_not_used(tmp_path, changes):
+    (spec,) = interrupted(tmp_path, 6, [0])
+    other = new_spec(tmp_path, spec.name, **{**SETTINGS[0], **changes})
+    engine = new_engine(1)
+    engine.start(other)
+    assert engine.running[0][0].step == 0
+
+
+@bits_are_promised
+def test_without_the_moments_it_would_be_another(undisturbed, tmp_path, monkeypatch):
+    of = Stacks.of
+
+    def forgetful(self, slot):
+        return {i: (pair, *[tuple(mx.zeros_like(x) for x in pair)] * 2) for i, (pair, *_) in of(self, slot).items()}
+
+    monkeypatch.setattr(Stacks, "of", forgetful)
+    (spec,) = interrupted(tmp_path, 6, [0])
+    monkeypatch.undo()
+    run(new_engine(1), spec)
+    assert not same_result(spec, undisturbed[0])
+
+
+def test_it_is_written_every_so_often(tmp_path):
+    engine = new_engine(1)
+    spec = new_spec(tmp_path, "trial", iters=12)
+    engine.start(spec)
+    for _ in range(6):
+        engine.advance()
+    assert not saved_steps([spec])  # half a minute has not gone by
+    engine.save()
+    assert saved_steps([spec]) == [6]
