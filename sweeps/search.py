@@ -46,12 +46,14 @@ def run(job: Job) -> int:
     folder = Path(job.config.output_dir).absolute() / name
     check_places(job.config, folder)
     display = Display(job.config.n_trials)
-    slots, choose = slots_for(job.config, earlier_record(folder))
+    earlier = earlier_record(folder)
+    slots, choose = slots_for(job.config, earlier)
     try:
         with Worker(Setup(job.config.to_dict(), slots, variants(job)), display.progress) as worker:
             with display.doing("Loading the model and the data"):
                 ready = worker.ready()
-            _search(name, job, ready, folder, display).run(worker, ready.slots, choose)
+            search = _search(name, job, ready, folder, display)
+            search.run(worker, ready.slots, choose, measuring=choose or earlier is None)
     except WorkerDied as death:
         display.fail(str(death))
         return 1
@@ -89,11 +91,11 @@ class Search:
         self.display = display
         self.trials = Trials(job, study, record, folder, tracker, display)
 
-    def run(self, worker: Worker, slots: int, choose: bool) -> None:
+    def run(self, worker: Worker, slots: int, choose: bool, measuring: bool) -> None:
         """Trains what is missing of the study, in `slots` or in as many of them as `choose` finds best; merges the
-        winner, writes the report."""
+        winner, writes the report. `measuring`: whether it is to be found out how well slots do."""
         with locked(self.folder), self._recorded(None if choose else slots):
-            if slots > 1:
+            if slots > 1 and measuring:
                 slots = self._measured(worker, choose)
             self._use(slots)
             with self.display:

@@ -60,7 +60,7 @@ class Trials:
                 self.study.crashed(spec.number)
 
     def again(self) -> None:
-        """The trials that a worker left unfinished are to be run again, before any other, from their first step."""
+        """The trials that a worker left unfinished are to be run again, before any other, from their checkpoints."""
         self.waiting = [*self.running.values(), *(self.waiting or [])]
         self.running = {}
 
@@ -74,7 +74,8 @@ class Trials:
         for event in report.evaluated:
             self.tracker.log_evaluation(event.name, event.row)
             self.display.evaluated(event.name, event.row)
-            if self._beaten(event.name, event.row):
+            # Of a row from before an interruption the verdict has been given.
+            if self._beaten(event.name, event.row) and not event.again:
                 go.stop.append(event.name)
         for ended in report.ended:
             self._ended(from_dict(TrialRecord, ended.record))

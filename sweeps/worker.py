@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -50,6 +51,12 @@ def _serve(channel: Channel) -> None:
     assert isinstance(setup, Setup)
     engine, ready = _set_up(setup)
     channel.send(ready)
+    with suppress(BrokenPipeError):  # the parent may be gone
+        _converse(engine, channel)
+    engine.save()  # for the next worker to go on from
+
+
+def _converse(engine: Any, channel: Channel) -> None:
     message = channel.receive()
     while message is not None:
         if isinstance(message, Fuse):

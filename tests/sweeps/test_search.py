@@ -14,6 +14,7 @@ import pytest
 from lora_core.records import load_metrics
 from sweeps.cli import main
 from sweeps.client import Worker
+from sweeps.connect import open_client
 from sweeps.display import Display
 from tests.sweeps.helpers import Place
 
@@ -216,6 +217,30 @@ def test_the_parent_is_killed(undisturbed: Place, place: Place) -> None:
     wait_for(lambda: not alive(child))
     assert quick(place, "trainer.slots=1") == 0
     assert place.results() == undisturbed.results()
+
+
+def test_a_trial_goes_on_where_it_was(place: Place, tmp_path_factory: pytest.TempPathFactory) -> None:
+    settings = ["trainer.slots=1", "trainer.iters=64", "search/sampler=random", "search/pruner=none", "n_trials=1"]
+    whole = Place(tmp_path_factory.mktemp("whole"))
+    arguments = [[w for w in p.search_arguments(*settings) if "startup" not in w] for p in (whole, place)]
+    assert main(arguments[0]) == 0
+    parent = place.start(*arguments[1])
+    child = reach(place, "trial-0000", parent)
+    curve = place.folder() / "trial-0000"
+    wait_for(lambda: len(load_metrics(curve)) >= 2 or parent.poll() is not None)
+    parent.kill()
+    parent.communicate()
+    wait_for(lambda: not alive(child))
+    assert (curve / "slot.json").exists()
+    before, written = load_metrics(curve), (curve / "metrics.jsonl").read_text()
+    assert main(arguments[1]) == 0
+    assert place.results() == whole.results()
+    # The rows there were are those there are, with the seconds that they took then.
+    assert (curve / "metrics.jsonl").read_text().startswith(written) and len(before) >= 2
+    run = mlflow_runs(place)["trial-0000"]
+    client = open_client(f"sqlite:///{place.root}/mlflow.db")
+    logged = [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, "val_loss")]
+    assert sorted(logged) == [(row["step"], row["val_loss"]) for row in load_metrics(curve)]
 
 
 def test_ctrl_c(place: Place) -> None:

@@ -106,7 +106,7 @@ def test_a_search_chooses_once(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert search(place, "trainer.slots=auto") == 0
     record = place.record()
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Slots")]
-    assert re.fullmatch(r"Slots [124] \(1: [\d,]+ tokens/s, 2: [\d,]+, 4: [\d,]+\)", line)
+    assert re.fullmatch(r"Slots [124] \(1: [\d,]+ tokens/s, 2: [\d,]+(, 4: [\d,]+)?\)", line)
     assert line in record.notes
     assert line.startswith(f"Slots {record.environment['slots']} ")
     assert search(place, "trainer.slots=auto", "n_trials=5") == 0
@@ -116,8 +116,15 @@ def test_a_search_chooses_once(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert place.record().environment["slots"] == record.environment["slots"]
 
 
-def test_a_number_is_not_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_given_number_is_checked_and_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert search(Place(tmp_path), "trainer.slots=2", "n_trials=2") == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"^Slots 2 \(1: [\d,]+ tokens/s, 2: [\d,]+\)$", printed, re.MULTILINE)
+    assert "Checked: 2 trials packed" in printed
+
+
+def test_one_slot_needs_no_measuring(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert search(Place(tmp_path), "trainer.slots=1", "n_trials=2") == 0
     assert "Measuring" not in capsys.readouterr().out
 
 
