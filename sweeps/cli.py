@@ -4,6 +4,7 @@ Nothing heavy is imported before it is known that it will be needed, so that `--
 """
 
 import os
+import signal
 import sys
 from importlib.metadata import version
 
@@ -28,16 +29,16 @@ train, search and plan take Hydra's overrides and flags: --help lists groups and
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command. 0: done; 1: our own bug, with a traceback; 2: bad input; 130: interrupted."""
+    """Runs one command. 0: done; 1: our own bug, with a traceback; 2: bad input; 130: Ctrl-C; 143: SIGTERM."""
     arguments = sys.argv[1:] if argv is None else argv
     try:
         return _run(arguments)
     except UserError as error:
         print(f"lora-sweep: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print("lora-sweep: interrupted", file=sys.stderr)
-        return 130
+        return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
     except BrokenPipeError:
         # The reader of our output has gone (`| head`): Python must not complain at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -12,6 +12,7 @@ from typing import Any
 
 from lora_core.errors import UserError
 from lora_core.measured import Probe
+from sweeps import interrupts
 from sweeps.protocol import Channel, Fault, Fuse, Fused, Go, Measure, Message, Progress, Ready, Report, Setup
 
 LOG_LINES = 200  # of the worker's output, kept when it dies
@@ -52,6 +53,7 @@ class Worker:
         )  # fmt: skip
         assert self.process.stdin is not None and self.process.stdout is not None
         self.channel = Channel(self.process.stdout, self.process.stdin)
+        interrupts.end_on_leaving(self.process)
 
     def __enter__(self) -> "Worker":
         return self
@@ -106,7 +108,8 @@ class Worker:
 
     def _receive(self) -> Message:
         while True:
-            message = self.channel.receive()
+            with interrupts.waiting():
+                message = self.channel.receive()
             if message is None:
                 raise self._death()
             if isinstance(message, Fault):

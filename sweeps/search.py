@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lora_core.records import StudyRecord, now, save_study
 from reports.wording import typed
+from sweeps import interrupts
 from sweeps.client import OutOfMemory, Worker, WorkerDied
 from sweeps.display import Display
 from sweeps.preflight import (
@@ -42,6 +43,11 @@ def run(job: Job) -> int:
     Returns the exit code: 1 if no trial completed, or if the training process died. Raises UserError for bad
     input, before anything is written.
     """
+    with interrupts.handled():
+        return _run(job)
+
+
+def _run(job: Job) -> int:
     name = job.config.study or f"{job.config.search.name}-{datetime.now():%Y%m%d-%H%M%S}"
     folder = Path(job.config.output_dir).absolute() / name
     check_places(job.config, folder)
@@ -142,6 +148,8 @@ class Search:
     @contextmanager
     def _recorded(self, slots: int | None) -> Iterator[None]:
         """Whatever ends the search, its records say so."""
+        lossless = f"Nothing that ended is lost. Resume with: {self.record.resume_command}"
+        interrupts.say_on_leaving(lossless)
         self.tracker.open_study(self.record, self.folder)
         self._use(slots)
         try:
@@ -152,7 +160,7 @@ class Search:
                 error = self._death(error)
             self.tracker.close_study(self.record, "interrupted", None)
             if isinstance(error, KeyboardInterrupt):
-                self.display.fail(f"Nothing that ended is lost. Resume with: {self.record.resume_command}")
+                self.display.fail(lossless)
             raise error
 
     def _death(self, death: WorkerDied) -> WorkerDied:

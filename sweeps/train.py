@@ -13,6 +13,7 @@ from lora_core.errors import UserError
 from lora_core.records import StudyRecord, TrialRecord, from_dict, load_trial, now, save_study
 from lora_core.trial import TrialSpec
 from reports.wording import typed
+from sweeps import interrupts
 from sweeps.client import Worker, WorkerDied
 from sweeps.config import SweepConfig
 from sweeps.display import Display
@@ -31,6 +32,11 @@ def run(config: SweepConfig, written: set[str], argv: list[str], folder: Path | 
     Returns the exit code: 1 if the run diverged, or if the training process died. Raises UserError for bad
     input, before anything is written.
     """
+    with interrupts.handled():
+        return _run(config, written, argv, folder)
+
+
+def _run(config: SweepConfig, written: set[str], argv: list[str], folder: Path | None) -> int:
     name = config.study or f"train-{datetime.now():%Y%m%d-%H%M%S}"
     folder = (folder or Path(config.output_dir) / "train" / name).absolute()
     check_places(config, folder)
@@ -101,9 +107,14 @@ class Run:
         self.tracker.start_trial(self.record, self.spec)
         save_study(self.folder, self.record)
         state = "interrupted"
+        anew = f"To start the run anew: {self.record.resume_command}"
+        interrupts.say_on_leaving(anew)
         try:
             yield
             state = "complete"
+        except KeyboardInterrupt:
+            self.display.fail(anew)
+            raise
         except WorkerDied as death:
             raise WorkerDied(write_log(self.folder, death)) from None
         finally:
