@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +16,7 @@ from lora_core.measured import Probe
 from sweeps import interrupts
 from sweeps.protocol import Channel, Fault, Fuse, Fused, Go, Measure, Message, Progress, Ready, Report, Setup
 
+PARTING_SECONDS = 30  # for a worker to save its trials, and to end the step that it is at
 LOG_LINES = 200  # of the worker's output, kept when it dies
 # MLX on a CPU that has no more memory ends with SIGSEGV, on Metal it may abort; the system's own way is SIGKILL.
 MEMORY_SIGNALS = (signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT)
@@ -59,17 +61,26 @@ class Worker:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
-        self._end(kill=kind is not None)
+        # Interrupted, it saves its trials as soon as it has nobody to speak to.
+        parting = kind is not None and issubclass(kind, KeyboardInterrupt)
+        self._end(None if kind is None else PARTING_SECONDS if parting else 0)
 
-    def _end(self, kill: bool) -> None:
-        if kill:
+    def _end(self, patience: float | None) -> None:
+        """Ends it once it has had so many seconds; None: as many as it wants."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        for pipe in (self.process.stdin, self.process.stdout):
+            with suppress(OSError):
+                pipe.close()
+        try:
+            self.process.wait(patience)
+        except subprocess.TimeoutExpired:
             self.process.kill()
-        self.process.communicate()
+            self.process.wait()
         self.log.close()
 
     def restart(self, slots: int) -> None:
         """Another process with that many slots, in place of one that is dead, or hangs after its last words."""
-        self._end(kill=True)
+        self._end(0)
         self.setup = replace(self.setup, slots=slots)
         self._start()
 

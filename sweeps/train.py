@@ -107,13 +107,13 @@ class Run:
         self.tracker.start_trial(self.record, self.spec)
         save_study(self.folder, self.record)
         state = "interrupted"
-        anew = f"To start the run anew: {self.record.resume_command}"
-        interrupts.say_on_leaving(anew)
+        onward = f"To go on with it: {self.record.resume_command}"
+        interrupts.say_on_leaving(onward)
         try:
             yield
             state = "complete"
         except KeyboardInterrupt:
-            self.display.fail(anew)
+            self.display.fail(onward)
             raise
         except WorkerDied as death:
             raise WorkerDied(write_log(self.folder, death)) from None

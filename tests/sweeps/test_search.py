@@ -219,7 +219,8 @@ def test_the_parent_is_killed(undisturbed: Place, place: Place) -> None:
     assert place.results() == undisturbed.results()
 
 
-def test_a_trial_goes_on_where_it_was(place: Place, tmp_path_factory: pytest.TempPathFactory) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_trial_goes_on_where_it_was(place: Place, tmp_path_factory: pytest.TempPathFactory, number: int) -> None:
     settings = ["trainer.slots=1", "trainer.iters=64", "search/sampler=random", "search/pruner=none", "n_trials=1"]
     whole = Place(tmp_path_factory.mktemp("whole"))
     arguments = [[w for w in p.search_arguments(*settings) if "startup" not in w] for p in (whole, place)]
@@ -228,8 +229,8 @@ def test_a_trial_goes_on_where_it_was(place: Place, tmp_path_factory: pytest.Tem
     child = reach(place, "trial-0000", parent)
     curve = place.folder() / "trial-0000"
     wait_for(lambda: len(load_metrics(curve)) >= 2 or parent.poll() is not None)
-    parent.kill()
-    parent.communicate()
+    parent.send_signal(number)
+    parent.communicate(timeout=60)
     wait_for(lambda: not alive(child))
     assert (curve / "slot.json").exists()
     before, written = load_metrics(curve), (curve / "metrics.jsonl").read_text()
