@@ -11,17 +11,15 @@ import json
 import math
 import os
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
 from lora_core.adapters import Site
-from lora_core.records import load_metrics, write_file, write_json
+from lora_core.records import CHECKPOINT, load_metrics, remove_checkpoint, write_file, write_json
 from lora_core.slot import Slot
 from lora_core.stacks import Pair, State
 
-INDEX = "slot.json"
 PARTS = ("adapter", "first", "second")
 ABSENT = {"best": math.inf, "last": math.nan, "best_step": None}  # which JSON has as null
 HOST = ("step", "best", "best_step", "last", "since_best", "seconds", "tokens", "pending", "mark")
@@ -55,8 +53,8 @@ def save(slot: Slot, state: dict[int, State]) -> None:
         os.fsync(opened.fileno())
     os.replace(beside, file)
     host = {name: getattr(slot, name) for name in HOST}
-    write_json(slot.folder / INDEX, asdict(Index(file.name, digest, slot.spec.config, slot.spec.repeat, host)))
-    remove(slot.folder, keep=file.name)
+    write_json(slot.folder / CHECKPOINT, asdict(Index(file.name, digest, slot.spec.config, slot.spec.repeat, host)))
+    remove_checkpoint(slot.folder, keep=file.name)
 
 
 def load(slot: Slot, sites: list[Site]) -> dict[int, State] | None:
@@ -65,7 +63,7 @@ def load(slot: Slot, sites: list[Site]) -> dict[int, State] | None:
     None if there is no checkpoint of this very trial, or a damaged one; the slot is as it was then.
     """
     try:
-        index = Index(**json.loads((slot.folder / INDEX).read_text()))
+        index = Index(**json.loads((slot.folder / CHECKPOINT).read_text()))
         content = (slot.folder / index.file).read_bytes()
     except (OSError, ValueError, TypeError):
         return None
@@ -91,12 +89,3 @@ def rows(slot: Slot) -> list[dict[str, Any]]:
     kept = [row for row in load_metrics(slot.folder) if row["step"] <= slot.step]
     write_file(slot.folder / "metrics.jsonl", "".join(f"{json.dumps(row)}\n" for row in kept).encode())
     return kept
-
-
-def remove(folder: Path, keep: str | None = None) -> None:
-    """Removes a trial's checkpoints, all of them or all but the file named `keep`."""
-    if keep is None:
-        (folder / INDEX).unlink(missing_ok=True)
-    for file in folder.glob("slot-*.safetensors"):
-        if file.name != keep:
-            file.unlink(missing_ok=True)

@@ -23,6 +23,7 @@ from lora_core.head import head_losses
 from lora_core.models import Base
 from lora_core.pack import Pack
 from lora_core.prefix import PrefixCache
+from lora_core.records import remove_checkpoint
 from lora_core.slot import Slot, Stopwatch
 from lora_core.split import Split, Whole, choose_split
 from lora_core.stacks import State
@@ -247,7 +248,7 @@ class Engine:
             digest = self._save(slot)
             metrics["adapter_mb"] = (slot.adapter_path / "adapters.safetensors").stat().st_size / 1e6
         record = slot.end(state, reason, metrics, digest)
-        checkpoint.remove(slot.folder)
+        remove_checkpoint(slot.folder)
         self.running = [entry for entry in self.running if entry[0] is not slot]
         pack.remove(slot)
         self.events.append(Ended(slot.spec.name, vars(record).copy()))

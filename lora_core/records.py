@@ -21,6 +21,7 @@ from typing import Any
 from lora_core.errors import UserError
 
 SCHEMA = 1
+CHECKPOINT = "slot.json"  # of a running trial; see lora_core.checkpoint
 ROLES = ("trial", "base", "default", "confirm", "train")
 STATES = ("running", "complete", "pruned", "failed")
 
@@ -110,6 +111,15 @@ class DataInfo:
     tokens: dict[str, int]
     lengths: list[int]  # padded lengths in use
     batches: int  # training batches of one epoch
+
+
+def remove_checkpoint(folder: Path, keep: str | None = None) -> None:
+    """Removes what a trial would go on from: all of it, or all arrays but those in the file named `keep`."""
+    if keep is None:
+        (folder / CHECKPOINT).unlink(missing_ok=True)
+    for file in folder.glob("slot-*.safetensors"):
+        if file.name != keep:
+            file.unlink(missing_ok=True)
 
 
 def now() -> str:

@@ -31,6 +31,10 @@ class WorkerDied(Exception):
         self.output = output
 
 
+class Bug(WorkerDied):
+    """Its last words were a traceback: trying again would not help."""
+
+
 class OutOfMemory(WorkerDied):
     """It is dead, and most likely for want of memory. `told`: it had the time to say so, so there is no doubt."""
 
@@ -148,4 +152,4 @@ def _error(fault: Fault) -> UserError | WorkerDied:
     what = fault.message.strip().splitlines()[-1][:200]
     if fault.kind == "memory":
         return OutOfMemory(f"The training process ran out of memory: {what}", fault.message, told=True)
-    return WorkerDied(f"The training process met a bug of ours: {what}", fault.message)
+    return Bug(f"The training process met a bug of ours: {what}", fault.message)

@@ -10,7 +10,7 @@ from pathlib import Path
 from lora_core.records import StudyRecord, now, save_study
 from reports.wording import typed
 from sweeps import interrupts
-from sweeps.client import OutOfMemory, Worker, WorkerDied
+from sweeps.client import Bug, OutOfMemory, Worker, WorkerDied
 from sweeps.display import Display
 from sweeps.preflight import (
     check_places,
@@ -123,27 +123,39 @@ class Search:
         self._save("running")
 
     def _train(self, worker: Worker, slots: int) -> None:
-        """Trains to the end, with half the slots each time that memory runs out."""
+        """Trains to the end, with another training process each time that one dies."""
         while True:
             try:
                 return self.trials.train(worker, slots)
-            except OutOfMemory as death:
+            except Bug:
+                raise
+            except WorkerDied as death:
                 slots = self._slots_after(death, slots)
             worker.restart(slots)
             worker.ready()
 
-    def _slots_after(self, death: OutOfMemory, slots: int) -> int:
-        """How many to go on with. Raises `death` where fewer would not help, or it may be no want of memory."""
-        if slots > 1:
-            self.trials.again()
-            self._note(f"{write_log(self.folder, death)} Slots {slots} → {slots // 2}.")
-            self._use(slots // 2)
-            return slots // 2
+    def _slots_after(self, death: WorkerDied, slots: int) -> int:
+        """How many to go on with: half where memory may have run out, or to find out which trial it dies on. Raises
+        `death` where going on would not help."""
+        told = isinstance(death, OutOfMemory) and death.told
+        if slots > 1 and isinstance(death, OutOfMemory):
+            return self._fewer(death, slots)
         # Without room for the base model itself there is none for any trial.
-        if not death.told or "base" in self.trials.running:
-            raise death
-        self.trials.out_of_memory()
-        return 1
+        if told and "base" not in self.trials.running:
+            self.trials.out_of_memory()
+            return slots
+        if not told and self.trials.died(alone=slots == 1):
+            self._note(f"{write_log(self.folder, death)} It is started again.")
+            return slots
+        if not told and slots > 1:
+            return self._fewer(death, slots)
+        raise death
+
+    def _fewer(self, death: WorkerDied, slots: int) -> int:
+        self.trials.again()
+        self._note(f"{write_log(self.folder, death)} Slots {slots} → {slots // 2}.")
+        self._use(slots // 2)
+        return slots // 2
 
     @contextmanager
     def _recorded(self, slots: int | None) -> Iterator[None]:

@@ -1,9 +1,19 @@
 """The trials of a search: ask, train, tell, until the study has all of them."""
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from lora_core.records import StudyRecord, TrialRecord, from_dict, load_metrics, load_trial, now, save_trial
+from lora_core.records import (
+    StudyRecord,
+    TrialRecord,
+    from_dict,
+    load_metrics,
+    load_trial,
+    now,
+    remove_checkpoint,
+    save_trial,
+)
 from lora_core.trial import TrialSpec
 from sweeps.client import Worker
 from sweeps.display import Display
@@ -17,6 +27,7 @@ from sweeps.tracking import Tracker
 REFERENCES = ("base", "default")
 ATTEMPTS = 3  # at a trial on which the training process dies
 OUT_OF_MEMORY = "out of memory"
+DIED = f"the training process died on it {ATTEMPTS} times"
 
 
 class Trials:
@@ -32,12 +43,13 @@ class Trials:
         self.tracker = tracker
         self.display = display
         self.running: dict[str, TrialSpec] = {}
+        self._deaths: Counter[str] = Counter()  # of the training process, by trial that was running
         self.waiting: list[TrialSpec] | None = None  # those that come before any new one; None: not looked for yet
 
     def train(self, worker: Worker, free: int) -> None:
         """Runs trials until the study has all of them. The worker trains while MLflow is told.
 
-        Where the worker dies, `again` or `out_of_memory` and another call with a new worker go on.
+        Where the worker dies, `died`, `again` or `out_of_memory` and another call with a new worker go on.
         """
         if self.waiting is None:
             self.waiting = self._unfinished()
@@ -58,6 +70,19 @@ class Trials:
         for spec in self.running.values():
             if spec.number is not None:
                 self.study.crashed(spec.number)
+
+    def died(self, alone: bool) -> bool:
+        """The training process died; what was running is to run again. A trial that it died on too often has failed
+        if it ran `alone`; False if it did not, or cannot be done without: then nothing has changed."""
+        suspects = [spec for spec in self.running.values() if self._deaths[spec.name] + 1 >= ATTEMPTS]
+        if suspects and (not alone or suspects[0].number is None):
+            return False
+        self.crashed()
+        self._deaths.update(list(self.running))
+        for spec in suspects:
+            self._ended(_failed(spec, DIED))
+        self.again()
+        return True
 
     def again(self) -> None:
         """The trials that a worker left unfinished are to be run again, before any other, from their checkpoints."""
@@ -126,10 +151,11 @@ class Trials:
         spec = TrialSpec(name, "trial", config, str(self.folder / name), proposal.number, params=proposal.values)
         if proposal.crashes >= ATTEMPTS:
             self.tracker.start_trial(self.record, spec)
-            self._ended(_failed(spec, f"the training process died on it {ATTEMPTS} times"))
+            self._ended(_failed(spec, DIED))
         elif record := ended_already(spec):
             self._tell_again(record)
         else:
+            self._deaths[spec.name] = proposal.crashes
             return spec
         return None
 
@@ -156,4 +182,5 @@ def _failed(spec: TrialSpec, reason: str) -> TrialRecord:
         begun = load_trial(folder)
     record = replace(begun, state="failed", reason=reason, ended=now())
     save_trial(folder, record)
+    remove_checkpoint(folder)
     return record

@@ -6,8 +6,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from lora_core import checkpoint
-from lora_core.records import load_trial
+from lora_core.records import CHECKPOINT, load_trial
 from lora_core.stacks import Stacks
 from lora_core.trial import Evaluated
 from tests.lora_core.helpers import bits_are_promised, losses, new_engine, new_spec, run, same_result
@@ -40,7 +39,7 @@ def interrupted(folder: Path, steps: int, which=range(3)):
 
 
 def saved_steps(specs):
-    indexes = [Path(spec.folder) / checkpoint.INDEX for spec in specs]
+    indexes = [Path(spec.folder) / CHECKPOINT for spec in specs]
     return [json.loads(index.read_text())["host"]["step"] for index in indexes if index.exists()]
 
 
@@ -94,9 +93,9 @@ def flipped(file: Path) -> None:
 
 @bits_are_promised
 @pytest.mark.parametrize("damage", [truncated, flipped, Path.unlink])
-@pytest.mark.parametrize("what", ["slot-*.safetensors", checkpoint.INDEX])
+@pytest.mark.parametrize("what", ["slot-*.safetensors", CHECKPOINT])
 def test_a_damaged_one_is_not_used(undisturbed, tmp_path, damage, what):
-    if (damage, what) == (flipped, checkpoint.INDEX):
+    if (damage, what) == (flipped, CHECKPOINT):
         pytest.skip("a byte of the index may be part of a number: the file is small and written whole")
     (spec,) = interrupted(tmp_path, 6, [0])
     (file,) = Path(spec.folder).glob(what)

@@ -97,14 +97,16 @@ def test_enough_memory_changes_nothing(
     assert place.record().environment["slots"] == 4
 
 
-def test_another_death_is_no_want_of_memory(
-    place: Place, short_of_memory: Callable[..., list[Any]], capsys: pytest.CaptureFixture[str]
+def test_another_death_is_first_tried_again_with_as_many(
+    roomy: Place, place: Place, short_of_memory: Callable[..., list[Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     workers = short_of_memory(int(signal.SIGTERM), 1)
-    assert search(place) == 1
-    assert "SIGTERM" in capsys.readouterr().err
-    assert len(workers) == 1
-    assert place.record().environment["slots"] == 4
+    assert search(place) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if "SIGTERM" in line]
+    assert all(line.endswith("It is started again.") for line in said[:2]) and said[2].endswith("Slots 4 → 2.")
+    assert len(workers) == len(said) + 1
+    assert place.results() == roomy.results()
+    check_nothing_is_doubled(place)
 
 
 def test_one_trial_that_does_not_fit_fails_alone(place: Place, short_of_memory: Callable[..., list[Any]]) -> None:

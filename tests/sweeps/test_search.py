@@ -142,7 +142,7 @@ def test_fewer_trials_than_have_ended(undisturbed: Place, capsys: pytest.Capture
 
 @pytest.fixture
 def fatal(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], None]:
-    """Sends the training process a signal as soon as a trial's first evaluation is in."""
+    """Sends the training process a signal as soon as a trial's first evaluation is in, so many times."""
     workers: list[Worker] = []
     real = Worker.__init__
 
@@ -150,12 +150,12 @@ def fatal(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], None]:
         real(self, *given)
         workers.append(self)
 
-    def arm(name: str, number: int) -> None:
-        evaluated = Display.evaluated
+    def arm(name: str, number: int, times: int = 10**9) -> None:
+        evaluated, shots = Display.evaluated, iter(range(times))
 
         def shoot(self: Display, trial: str, row: dict[str, float]) -> None:
             evaluated(self, trial, row)
-            if trial == name and row["step"] == 4:
+            if trial == name and row["step"] == 4 and next(shots, None) is not None:
                 os.kill(workers[-1].process.pid, number)
                 workers[-1].process.wait()
 
@@ -165,37 +165,54 @@ def fatal(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], None]:
     return arm
 
 
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGTERM])
 def test_the_training_process_dies(
-    undisturbed: Place, place: Place, fatal: Callable[[str, int], None],
-    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    fatal("trial-0002", signal.SIGSEGV)
-    assert quick(place, "trainer.slots=1") == 1
-    said = capfd.readouterr().err
-    assert "SIGSEGV" in said and "study=s" in said and "Traceback" not in said
-    assert len(said.splitlines()) <= 3
-    assert (place.folder() / "worker.log").exists()
-    assert (place.record().state, place.trial("trial-0002").state) == ("interrupted", "running")
-    assert mlflow_runs(place)["study"].info.status == "KILLED"
-
-    monkeypatch.undo()
+    undisturbed: Place, place: Place, fatal: Callable[..., None], capfd: pytest.CaptureFixture[str], number: int
+) -> None:
+    fatal("trial-0002", number, times=2)
     assert quick(place, "trainer.slots=1") == 0
+    printed = capfd.readouterr()
+    assert "Traceback" not in printed.err and "already reported" not in printed.err
+    notes = [note for note in place.record().notes if "It is started again" in note]
+    assert len(notes) == 2 and signal.Signals(number).name in notes[0] and notes[0] in printed.out
+    assert (place.folder() / "worker.log").exists()
     assert place.results() == undisturbed.results()
     assert mlflow_runs(place)["trial-0002"].data.tags.get("sweep.reason") != "interrupted"
-    assert "already reported" not in capfd.readouterr().err
+    assert not [run for run in mlflow_runs(place).values() if run.info.status == "RUNNING"]
 
 
-def test_a_trial_that_kills_the_training_process_is_given_up(
-    place: Place, fatal: Callable[[str, int], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_trial_that_kills_the_training_process_is_given_up(place: Place, fatal: Callable[..., None]) -> None:
     fatal("trial-0000", signal.SIGKILL)
-    assert [quick(place, "n_trials=2") for _ in range(3)] == [1, 1, 1]
-    monkeypatch.undo()
-    assert quick(place, "n_trials=2") == 0
+    assert quick(place, "n_trials=2", "trainer.slots=1") == 0
     first, second = place.trials()
     assert (first.state, second.state) == ("failed", "complete")
     assert first.reason is not None and "3 times" in first.reason
     assert mlflow_runs(place)["trial-0000"].info.status == "FAILED"
+    assert not list(place.folder().rglob("slot*"))
+
+
+def test_a_trial_that_kills_is_found_among_others(
+    place: Place, fatal: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With fewer beside it each time, until it is alone; its neighbours lose nothing."""
+    monkeypatch.setattr("sweeps.client.MEMORY_SIGNALS", ())
+    fatal("trial-0001", signal.SIGKILL)
+    independent = ["search/sampler=random", "search/pruner=none", "n_trials=4", "trainer.slots=2"]
+    arguments = [word for word in place.search_arguments(*independent) if "startup" not in word]
+    assert main(arguments) == 0
+    assert [trial.state for trial in place.trials()] == ["complete", "failed", "complete", "complete"]
+    assert place.record().environment["slots"] == 1
+
+
+def test_without_the_default_row_there_is_no_going_on(
+    place: Place, fatal: Callable[..., None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    fatal("default", signal.SIGKILL)
+    assert quick(place, "n_trials=2", "trainer.slots=1") == 1
+    said = capfd.readouterr().err
+    assert "SIGKILL" in said and "study=s" in said and "Traceback" not in said and len(said.splitlines()) <= 3
+    assert place.record().state == "interrupted"
+    assert mlflow_runs(place)["study"].info.status == "KILLED"
 
 
 def test_trials_that_ended_but_were_not_told_are_told_from_disk(undisturbed: Place) -> None:
