@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from lora_core.records import TrialRecord
 from lora_core.trial import TrialSpec
+from reports.wording import listed, plural
 from sweeps import protocol
 from sweeps.run_values import run_name
 
@@ -81,6 +82,14 @@ class Display:
             self.say(f"{self.done}{of} trials have ended already{more}; best so far {_loss(self.best)}")
         self.work.left = max(0, self.n_trials - self.done)
 
+    def confirming(self, missing: list[list[TrialSpec]]) -> None:
+        """Which trials are about to be trained again, by repeat."""
+        count = sum(map(len, missing))
+        if count:
+            which = {spec.number: f"trial-{spec.number:04d}" for specs in missing for spec in specs}
+            self.say(f"Training again with other seeds, {plural(count, 'time')} in all: {listed(list(which.values()))}")
+        self.work.begin(count)
+
     def started(self, spec: TrialSpec) -> None:
         self.work.started(spec)
         self._refresh()
@@ -133,7 +142,7 @@ class Work:
         self.at: dict[str, float] = {}  # the step each has reached
 
     def begin(self, trials: int) -> None:
-        self.began, self.left = time.monotonic(), max(0, trials)
+        self.began, self.left, self.finished = time.monotonic(), max(0, trials), 0.0
 
     def started(self, spec: TrialSpec) -> None:
         trainer = spec.config["trainer"]
@@ -155,7 +164,7 @@ class Work:
             # A trial that was stopped early counts whole: the pace then includes that some are.
             del self.planned[record.name], self.at[record.name]
             self.finished += 1
-        if record.role == "trial":
+        if record.role in ("trial", "confirm"):
             self.left = max(0, self.left - 1)
 
     def running(self) -> float:
