@@ -25,6 +25,7 @@ class Display:
         self.console = Console(highlight=False, soft_wrap=True)
         self.n_trials = n_trials
         self.done = 0
+        self.repeats = self.repeated = 0  # trainings with other seeds: to come in all, and ended
         self.best = math.inf
         self.speed = 0.0
         self.work = Work(n_trials)
@@ -88,6 +89,7 @@ class Display:
         if count:
             which = {spec.number: f"trial-{spec.number:04d}" for specs in missing for spec in specs}
             self.say(f"Training again with other seeds, {plural(count, 'time')} in all: {listed(list(which.values()))}")
+        self.repeats, self.repeated = count, 0
         self.work.begin(count)
 
     def started(self, spec: TrialSpec) -> None:
@@ -119,15 +121,18 @@ class Display:
     def _count(self, record: TrialRecord) -> None:
         if record.role == "trial":
             self.done += 1
+        self.repeated += record.role == "confirm"
         if record.role in ("trial", "train") and record.state == "complete" and record.value is not None:
             self.best = min(self.best, record.value)
 
     def _refresh(self) -> None:
-        done = min(self.done, self.n_trials)
+        done, total, what = min(self.done, self.n_trials), self.n_trials, "trials"
+        if self.repeats:
+            done, total, what = self.repeated, self.repeats, "repeats"
         parts = [
-            f"{done}/{self.n_trials} trials", f"best {_loss(self.best)}", f"{self.speed:,.0f} tok/s", self.work.text(),
+            f"{done}/{total} {what}", f"best {_loss(self.best)}", f"{self.speed:,.0f} tok/s", self.work.text(),
         ]  # fmt: skip
-        self.bar.update(self.task, completed=done + self.work.running(), description="  ".join(parts))
+        self.bar.update(self.task, total=total, completed=done + self.work.running(), description="  ".join(parts))
 
 
 class Work:
