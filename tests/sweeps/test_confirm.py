@@ -10,7 +10,7 @@ from typing import Any
 import optuna
 import pytest
 
-from lora_core.records import load_metrics, load_trial, save_trial
+from lora_core.records import load_metrics, save_trial
 from reports import answer, sentences
 from reports.study import Study, load
 from sweeps import confirm
@@ -106,31 +106,37 @@ def test_mlflow_shows_them(confirmed: Place) -> None:
         assert runs[name].data.metrics["test_loss"] == confirmed.trial(name).metrics["test_loss"]
 
 
-def test_each_seed_has_a_pack_of_its_own(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    running: set[int] = set()
-    together: list[set[int]] = []
+class Unlimited(Place):
+    """Its searches learn nothing, so that they may have as many slots as trials."""
+
+    def search_arguments(self, *more: str) -> list[str]:
+        kept = [text for text in super().search_arguments(*more) if not text.startswith("search.pruner.")]
+        return [*kept, "search/pruner=none", "search/sampler=random"]
+
+
+def test_each_seed_has_a_pack_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Although there is room for three trials, and each seed has two."""
+    place = Unlimited(tmp_path)
+    running: set[str] = set()
+    together: list[list[str]] = []
     started, ended = Display.started, Display.ended
 
     def note(self: Display, spec: Any) -> None:
         started(self, spec)
         if spec.role == "confirm":
-            running.add(spec.repeat)
-            together.append(set(running))
+            running.add(spec.name)
+            together.append(sorted(running))
 
     def forget(self: Display, record: Any) -> None:
         ended(self, record)
-        if record.role == "confirm" and not any(name.endswith(f"-{record.repeat}") for name in unfinished(place)):
-            running.discard(record.repeat)
+        running.discard(record.name)
 
     monkeypatch.setattr(Display, "started", note)
     monkeypatch.setattr(Display, "ended", forget)
-    assert quick(place, *CONFIRM, "n_trials=2") == 0
-    assert together == [{1}, {1}, {2}, {2}]
-
-
-def unfinished(place: Place) -> list[str]:
-    found = (load_trial(path.parent) for path in place.folder().glob("confirm-*/trial.json"))
-    return [trial.name for trial in found if trial.state == "running"]
+    shape = ["n_trials=3", "trainer.slots=3", "search.confirm.k=2", "search.confirm.repeats=2"]
+    assert quick(place, *shape) == 0
+    assert place.record().environment["slots"] == 3
+    assert [[name[-1] for name in names] for names in together] == [["1"], ["1", "1"], ["2"], ["2", "2"]]
 
 
 def test_an_interruption_while_confirming(
