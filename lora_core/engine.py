@@ -7,6 +7,7 @@ A trial's result depends on its own configuration alone: its step i uses batch i
 import math
 import time
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -87,7 +88,7 @@ class Engine:
         if resumed is None:
             # B = 0: the model is the base model to the bit, whose loss is computed once.
             if feed.base_loss is None:
-                feed.base_loss = self._validation_losses([slot], pack, feed)[0]
+                feed.base_loss = self._mean_losses([slot], pack, feed, "valid")[0]
             self._note(slot, pack, feed.base_loss)
         else:
             self._evaluate([slot], pack, feed)
@@ -168,6 +169,18 @@ class Engine:
         adapter = load_adapter(str(adapter_folder), self.split, sites, lora.rank)
         return fuse(folder, self.base, self.split.blocks, sites, adapter, lora.multiplier)
 
+    def score(self, config: TrainConfig, adapter_folder: Path | None) -> float:
+        """Mean loss over all counted tokens of the test set, with a saved adapter of this configuration or, where
+        there is none, of the base model. Raises UserError if the adapter cannot be loaded."""
+        config = replace(config, resume_adapter_file=None if adapter_folder is None else str(adapter_folder))
+        adapter = self._resumed(config)
+        slot, pack, feed = self.place(TrialSpec("score", "base", config.to_dict(), ""), config)
+        pack.add(slot, adapter)
+        try:
+            return self._mean_losses([slot], pack, feed, "test")[0]
+        finally:
+            pack.remove(slot)
+
     def _split(self) -> Split | Whole:
         split, note = choose_split(self.base.model)
         self.notes += [note] if note else []
@@ -216,16 +229,16 @@ class Engine:
 
     def _evaluate(self, due: list[Slot], pack: Pack, feed: Feed) -> None:
         if due:
-            for slot, loss in zip(due, self._validation_losses(due, pack, feed), strict=True):
+            for slot, loss in zip(due, self._mean_losses(due, pack, feed, "valid"), strict=True):
                 self._note(slot, pack, loss)
 
-    def _validation_losses(self, due: list[Slot], pack: Pack, feed: Feed) -> list[float]:
-        """Mean loss over all counted tokens of the validation set, by slot."""
-        sums = np.zeros(len(due))
-        for batch in feed.valid:
-            rows = feed.rows([batch] * len(due), "valid", [pack.boundary(slot) for slot in due])
+    def _mean_losses(self, due: list[Slot], pack: Pack, feed: Feed, split: str) -> list[float]:
+        """Mean loss over all counted tokens of a split, by slot."""
+        sums, batches = np.zeros(len(due)), getattr(feed, split)
+        for batch in batches:
+            rows = feed.rows([batch] * len(due), split, [pack.boundary(slot) for slot in due])
             sums += np.array(pack.evaluate(due, rows).tolist())
-        return (sums / sum(batch.tokens for batch in feed.valid)).tolist()
+        return (sums / sum(batch.tokens for batch in batches)).tolist()
 
     def _note(self, slot: Slot, pack: Pack, loss: float) -> None:
         slot.alive = slot.alive and math.isfinite(loss)

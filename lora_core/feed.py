@@ -15,8 +15,8 @@ from lora_core.step import Rows
 
 
 class Feed:
-    """The batches of one batch size, the same for every trial; `valid` are those of the first `eval_rows` rows.
-    The base model's loss is kept beside them once it is known."""
+    """The batches of one batch size, the same for every trial; `valid` are those of the first `eval_rows` rows,
+    `test` of all rows there are. The base model's loss is kept beside them once it is known."""
 
     def __init__(self, data: Dataset, prefixes: PrefixCache, batch_size: int, eval_rows: int | None) -> None:
         multiple = backend.length_multiple()
@@ -24,10 +24,11 @@ class Feed:
         self.prefixes = prefixes
         self.train = make_batches(data.train, batch_size, multiple, shuffle_seed=0)
         self.valid = make_batches(data.valid[:eval_rows], batch_size, multiple)
+        self.test = make_batches(data.test or [], batch_size, multiple)
         self.base_loss: float | None = None
 
     def rows(self, batches: Sequence[Batch], split: str, boundaries: Sequence[int]) -> Rows:
-        """The rows of one batch a slot, all of one length, one slot after the other. `split` is train or valid;
+        """The rows of one batch a slot, all of one length, one slot after the other. `split` is train, valid or test;
         `boundaries`: by slot, ascending, the lowest block its rows are to run through."""
 
         def stacked(name: str) -> mx.array:

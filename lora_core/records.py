@@ -4,6 +4,7 @@
     <output_dir>/<study>/base/        trial.json, metrics.jsonl             (role base: no training, step 0)
     <output_dir>/<study>/default/     trial.json, metrics.jsonl, adapters/  (role default)
     <output_dir>/<study>/trial-0007/  trial.json, metrics.jsonl, adapters/  (role trial)
+    <output_dir>/<study>/confirm-0007-1/  the same of its first repeat      (role confirm)
 
 A row of `metrics.jsonl` is one evaluation: `step`, `val_loss`, and after step 0 `train_loss` (mean since the last
 row), `learning_rate`, `tokens_per_second`, `seconds` (training seconds so far). Losses are nats per token. JSON has no
@@ -30,12 +31,13 @@ STATES = ("running", "complete", "pruned", "failed")
 class TrialRecord:
     """One trial. `metrics` holds numbers known once (`best_val_loss`, `final_val_loss`, `val_perplexity`,
     `tokens_per_second`, `peak_memory_gb`, `trainable_params`, `adapter_mb`, `train_seconds`, `scale_ratio`,
-    `multiplier`); `reason` says why a trial is pruned or failed (`diverged`, `out of memory`, …)."""
+    `multiplier`, and `test_loss` where the test set was scored); `reason` says why a trial is pruned or failed
+    (`diverged`, `out of memory`, …)."""
 
-    name: str  # the folder: trial-0007, base, default
+    name: str  # the folder: trial-0007, base, default, confirm-0007-1
     role: str
     state: str = "running"
-    number: int | None = None  # Optuna's, for role trial
+    number: int | None = None  # Optuna's, for role trial; for role confirm that of the trial it repeats
     repeat: int = 0
     reason: str | None = None
     params: dict[str, Any] = field(default_factory=dict)  # searched key → value

@@ -1,17 +1,20 @@
 """What won, and by how much: the numbers of the report's first section."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from lora_core.records import TrialRecord
-from reports.study import Study, adapter_folder, generate_command, perplexity, value
+from reports.seeds import Lead, Seeds, lead
+from reports.study import Study, adapter_folder, generate_command, perplexity, test_loss, value
 
 RUNNERS_UP = 3
 
 
 @dataclass
 class Contender:
-    """A completed trial; `behind` is its loss above the winner's, in nats per token."""
+    """A completed trial; `loss` is the mean over its seeds where it was confirmed, and `behind` how far this lies
+    above the winner's, in nats per token."""
 
     name: str
     params: dict[str, Any]
@@ -44,7 +47,22 @@ class Counts:
 
 
 @dataclass
+class Test:
+    """What the test set says. `rows`: 0 where there is none. `loss`: the winner's adapter's, None while not scored;
+    `losses`: by name, of all that were scored."""
+
+    rows: int = 0
+    loss: float | None = None
+    gains: list[Gain] = field(default_factory=list)
+    losses: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
 class Answer:
+    """`finalists`: the trials that were confirmed, best first, and `leads`: the first one's over each other; empty
+    where nothing was. `confirming`: how many of the trainings with other seeds have ended, and of how many.
+    `own_loss`: that of the adapter that is kept."""
+
     state: str  # of the study
     counts: Counts
     repeated: bool
@@ -52,12 +70,20 @@ class Answer:
     winner: Contender | None = None
     gains: list[Gain] = field(default_factory=list)
     runners_up: list[Contender] = field(default_factory=list)
+    own_loss: float | None = None
+    finalists: list[Seeds] = field(default_factory=list)
+    leads: list[Lead] = field(default_factory=list)
+    confirming: tuple[int, int] = (0, 0)
+    test: Test = field(default_factory=Test)
     adapter: str | None = None
     command: str | None = None
     reasons: dict[str, int] = field(default_factory=dict)  # why trials did not complete → how many
 
     def gain(self, over: str) -> Gain | None:
         return next((gain for gain in self.gains if gain.over == over), None)
+
+    def lead(self, over: str) -> Lead | None:
+        return next((lead for lead in self.leads if lead.over == over), None)
 
 
 def compute(study: Study) -> Answer:
@@ -66,12 +92,13 @@ def compute(study: Study) -> Answer:
         study.record.state, counts(study), study.repeated, study.record.resume_command, reasons=reasons(study)
     )
     best = study.winner
-    best_loss = value(best)
-    if best is None or best_loss is None:
+    if best is None:
         return answer
-    contenders = [_contender(trial, best_loss) for trial in study.completed[: RUNNERS_UP + 1]]
-    answer.winner, answer.runners_up = contenders[0], contenders[1:]
-    answer.gains = gains(study, best_loss)
+    answer.own_loss, answer.confirming, answer.finalists = value(best), study.confirming, study.confirmed
+    answer.leads = [lead(answer.finalists[0], other) for other in answer.finalists[1:]]
+    answer.winner, *answer.runners_up = _contenders(study)
+    answer.gains = gains(study, answer.winner.loss)
+    answer.test = _test(study, best)
     answer.adapter, answer.command = adapter_folder(study, best), generate_command(study, best)
     return answer
 
@@ -92,14 +119,23 @@ def reasons(study: Study) -> dict[str, int]:
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
-def gains(study: Study, best_loss: float) -> list[Gain]:
+Loss = Callable[[TrialRecord | None], float | None]
+
+
+def gains(study: Study, best_loss: float, loss_of: Loss = value) -> list[Gain]:
     """The gains over base and default, those that have a loss."""
     rows = [("base", study.base), ("default", study.default)]
-    return [gain for over, row in rows if (gain := _gain(over, row, best_loss)) is not None]
+    return [gain for over, row in rows if (gain := _gain(over, loss_of(row), best_loss)) is not None]
 
 
-def _gain(over: str, row: TrialRecord | None, best_loss: float) -> Gain | None:
-    reference = value(row)
+def _test(study: Study, best: TrialRecord) -> Test:
+    own = test_loss(best)
+    losses = {trial.name: loss for trial in study.trials if (loss := test_loss(trial)) is not None}
+    found = [] if own is None else gains(study, own, test_loss)
+    return Test((study.record.data.get("rows") or {}).get("test", 0), own, found, losses)
+
+
+def _gain(over: str, reference: float | None, best_loss: float) -> Gain | None:
     if reference is None:
         return None
     nats = reference - best_loss
@@ -111,7 +147,11 @@ def relative(nats: float, reference: float) -> float:
     return 100 * nats / reference if reference else 0.0
 
 
-def _contender(trial: TrialRecord, best_loss: float) -> Contender:
-    own = value(trial)
-    assert own is not None, "completed trials have a value"
-    return Contender(trial.name, trial.params, own, perplexity(own), own - best_loss)
+def _contenders(study: Study) -> list[Contender]:
+    """The winner and its runners-up: what was confirmed, by its mean, or the best by their own loss."""
+    rows = [(each.name, each.params, each.mean) for each in study.confirmed]
+    if not rows:
+        best = study.completed[: RUNNERS_UP + 1]
+        rows = [(trial.name, trial.params, own) for trial in best if (own := value(trial)) is not None]
+    first = rows[0][2]
+    return [Contender(name, params, loss, perplexity(loss), loss - first) for name, params, loss in rows]

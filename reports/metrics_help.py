@@ -1,5 +1,7 @@
 """What each metric means: the footnotes."""
 
+from reports.seeds import RULE
+
 FOOTNOTES = {
     "best_val_loss": "Lowest validation loss after step 0, in nats per token: the loss of the checkpoint "
     "that is kept, and the value a trial is ranked by. For the base model: its loss at step 0.",
@@ -7,8 +9,17 @@ FOOTNOTES = {
     "validation loss": "Mean cross-entropy (natural logarithm) over all tokens of the validation rows that "
     "count in the loss.",
     "perplexity": "exp(best_val_loss).",
-    "gain": "Loss of the reference row minus the trial's best_val_loss; in percent, of the reference's loss. "
-    "Above 0 is better. Base: the model without an adapter. Default: the default configuration, trained too.",
+    "gain": "Loss of the reference row minus the trial's best_val_loss (in the answer, minus its mean over seeds where "
+    "there is one); in percent, of the reference's loss. Above 0 is better. Base: the model without an adapter. "
+    "Default: the default configuration, trained too.",
+    "mean over seeds": "Mean best_val_loss of a trial and its repeats, which differ from it in initial weights, "
+    "dropout and the order of the data. Among the trials that were trained again the lowest mean wins; one of which "
+    "a repeat failed comes after the others. A trial's own loss is part of the mean and chose it, so the mean is a "
+    "little too low. The adapter kept is the trial's own.",
+    "noise": "The difference of two means divided by its pooled standard error is t; a lead is larger than the noise "
+    f"where t exceeds what {RULE} asks for.",
+    "test_loss": "Loss over all rows of the test set, of the adapter that is kept. It is computed once, at the end, "
+    "and decides nothing.",
     "scale_ratio": "α/r, the LoRA scale divided by the rank.",
     "multiplier": "The number that multiplies B·A.",
     "steps": "Optimizer steps done. A pruned trial was stopped early because it was behind.",

@@ -1,6 +1,7 @@
 """The report's sentences. Each number in them comes from a computed object; nothing is decided here."""
 
 from reports.answer import Answer, Gain
+from reports.seeds import RULE, Lead, Seeds
 from reports.wording import listed, loss, percent, plural, ppl
 
 OVER = {"base": "the base model", "default": "the default settings"}
@@ -22,6 +23,9 @@ def headline(answer: Answer) -> str:
     if answer.winner is None:
         return "No winner yet" if answer.state == "running" else "No winner"
     verb = "wins" if answer.state == "complete" else "leads"
+    if answer.finalists:
+        over = plural(answer.finalists[0].n, "seed")
+        return f"{answer.winner.name} {verb} with a mean validation loss of {loss(answer.winner.loss)} over {over}"
     return f"{answer.winner.name} {verb} with a validation loss of {loss(answer.winner.loss)}"
 
 
@@ -38,30 +42,78 @@ def body(answer: Answer) -> list[str]:
     if answer.winner is None:
         return [no_winner(answer)]
     told = [_gain(answer, over) for over in OVER]
-    if len(answer.runners_up) == 0:
+    if answer.counts.complete == 1:
         told.append("There is no runner-up: no other trial has completed.")
-    told.append(spread(answer))
-    return told
+    return [*told, *confirmation(answer), test_set(answer)]
 
 
-def spread(answer: Answer) -> str:
+def confirmation(answer: Answer) -> list[str]:
+    """What other seeds say of the winner."""
+    if answer.finalists:
+        winner, *others = answer.finalists
+        kept = f"The adapter kept is that of its own seed, with a validation loss of {loss(answer.own_loss)}."
+        return [_spread(winner), *map(_lead, answer.leads, others), kept]
+    done, planned = answer.confirming
+    if done < planned:
+        return [f"{done} of {planned} trainings with other seeds have ended: nothing is confirmed yet."]
     if answer.repeated:
-        return "Some settings were trained with several seeds; the gains above are those of single runs."
-    return "One seed per point: no spread known yet."
+        return ["Some settings were trained with several seeds; the gains above are those of single runs."]
+    return ["One seed per point: no spread known yet."]
+
+
+def _spread(seeds: Seeds) -> str:
+    failed = f"; {plural(seeds.failed, 'repeat')} failed" if seeds.failed else ""
+    if seeds.sd is None:
+        return f"It has one loss only, so no spread{failed}."
+    return f"Its losses spread by {loss(seeds.sd)} (standard deviation, n = {seeds.n}{failed})."
+
+
+def _lead(lead: Lead, other: Seeds) -> str:
+    failed = f", {plural(other.failed, 'repeat')} failed" if other.failed else ""
+    whom = f"{other.name} (mean {loss(other.mean)}, standard deviation {loss(other.sd)}, n = {other.n}{failed})"
+    if other.failed and lead.nats < 0:
+        return f"It is {loss(-lead.nats)} behind {whom}, which comes after it for what failed."
+    return f"Its lead over {whom} is {loss(lead.nats)}: {verdict(lead)}."
+
+
+def verdict(lead: Lead) -> str:
+    """Whether a lead is more than noise, and by which numbers."""
+    if lead.t is None or lead.needed is None:
+        return "with a single loss nobody can tell whether that is noise"
+    judged = "larger than the noise" if lead.beyond_noise else "within the noise"
+    return f"{judged} (t = {lead.t:.2f}, {lead.needed:.2f} needed; {RULE})"
+
+
+def test_set(answer: Answer) -> str:
+    """The gains on rows that chose nothing."""
+    test = answer.test
+    if not test.rows:
+        return "There is no test set: the gains are those on the validation rows, which also chose the winner."
+    if test.loss is None:
+        later = answer.state != "complete"
+        return "The test set is scored at the end." if later else "The winner was not scored on the test set."
+    told = [_beside(gain) for gain in test.gains]
+    return f"On the test set: {loss(test.loss)}" + (f", {listed(told)}." if told else ".")
+
+
+def _beside(gain: Gain) -> str:
+    side = "below" if gain.nats >= 0 else "above"
+    share = percent(abs(gain.percent))
+    return f"{loss(abs(gain.nats))} nats per token ({share}) {side} {OVER[gain.over]} ({loss(gain.loss)})"
 
 
 def _gain(answer: Answer, over: str) -> str:
     gain = answer.gain(over)
     if gain is None:
         return f"There is no loss of {OVER[over]} in this study, so no gain over it can be given."
-    return _gain_sentence(gain)
+    return _gain_sentence(gain, "confirmed" if answer.finalists else "completed")
 
 
-def _gain_sentence(gain: Gain) -> str:
+def _gain_sentence(gain: Gain, trials: str) -> str:
     there = f"{OVER[gain.over]} ({loss(gain.loss)}, perplexity {ppl(gain.perplexity)})"
     if gain.nats > 0:
         return f"That is {loss(gain.nats)} nats per token ({percent(gain.percent)}) below {there}."
     if gain.nats == 0:
         return f"That equals {there}: the search has gained nothing over it."
     beaten = f"That is {loss(-gain.nats)} nats per token ({percent(-gain.percent)}) above {there}"
-    return f"{beaten}: no completed trial beats {OVER[gain.over]}."
+    return f"{beaten}: no {trials} trial beats {OVER[gain.over]}."

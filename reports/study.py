@@ -9,6 +9,7 @@ from typing import Any
 
 from lora_core.config import TrainConfig
 from lora_core.records import StudyRecord, TrialRecord, load_metrics, load_study, load_trials
+from reports.seeds import Seeds, ranked
 from reports.wording import typed
 
 # A `train` run is read as a study of one trial.
@@ -50,7 +51,46 @@ class Study:
 
     @property
     def winner(self) -> TrialRecord | None:
-        return next(iter(self.completed), None)
+        """The best mean over its own seed and its repeats among the trials that were confirmed; without any, or
+        while some are still to be, the lowest `best_val_loss`."""
+        best = next(iter(self.confirmed), None)
+        return next((trial for trial in self.completed if best is None or trial.name == best.name), None)
+
+    @property
+    def finalists(self) -> list[TrialRecord]:
+        """The best `search.confirm.k` by their own seed: those that are trained again."""
+        return self.completed[: self._confirm["k"]] if self.record.kind == "search" else []
+
+    @property
+    def confirmed(self) -> list[Seeds]:
+        """What was trained again, best mean first: the finalists, and those of an earlier, smaller total. Empty as
+        long as a repeat of a finalist is missing: means over different numbers of seeds would not be fair."""
+        done, planned = self.confirming
+        if not planned or done < planned:
+            return []
+        return ranked([self._seeds(trial) for trial in self.completed if self.repeats(trial)])
+
+    @property
+    def confirming(self) -> tuple[int, int]:
+        """How many of the finalists' repeats have ended, and how many there are to be."""
+        planned = self._confirm["repeats"]
+        done = sum(trial.repeat <= planned for finalist in self.finalists for trial in self.repeats(finalist))
+        return done, planned * len(self.finalists)
+
+    def repeats(self, trial: TrialRecord) -> list[TrialRecord]:
+        """Those of `trial` that have ended, whatever their end."""
+        own = [t for t in self.trials if t.role == "confirm" and t.number == trial.number]
+        return [repeat for repeat in own if repeat.state != "running"]
+
+    def _seeds(self, trial: TrialRecord) -> Seeds:
+        repeats = self.repeats(trial)
+        losses = [value(each) for each in (trial, *repeats) if each.state == "complete"]
+        found = [loss for loss in losses if loss is not None]
+        return Seeds(trial.name, trial.params, found, 1 + len(repeats) - len(found))
+
+    @property
+    def _confirm(self) -> dict[str, int]:
+        return self.record.config.get("search", {}).get("confirm") or {"k": 0, "repeats": 0}
 
     @property
     def repeated(self) -> bool:
@@ -85,6 +125,12 @@ def finite(number: Any) -> bool:
 def value(trial: TrialRecord | None) -> float | None:
     """The trial's `best_val_loss`, or None while it has no finite one."""
     return trial.value if trial is not None and finite(trial.value) else None
+
+
+def test_loss(trial: TrialRecord | None) -> float | None:
+    """The loss of its adapter on the test set, or None while there is none."""
+    found = trial.metrics.get("test_loss") if trial is not None else None
+    return found if finite(found) else None
 
 
 def perplexity(loss: float) -> float | None:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_core.records import TrialRecord
 from reports.answer import relative
+from reports.seeds import Seeds
 from reports.study import Study, finite, perplexity, searched_keys, setting, value
 
 if TYPE_CHECKING:
@@ -13,13 +14,14 @@ if TYPE_CHECKING:
 # The numbers of a trial that every table and the CSV carry, in this order.
 METRICS = (
     "best_val_loss", "final_val_loss", "val_perplexity", "scale_ratio", "multiplier", "trainable_params",
-    "adapter_mb", "train_seconds", "tokens_per_second", "peak_memory_gb",
+    "adapter_mb", "train_seconds", "tokens_per_second", "peak_memory_gb", "test_loss",
 )  # fmt: skip
 
 
 @dataclass
 class LeaderRow:
-    """One row of the leaderboard; `rank` counts completed trials of the search only."""
+    """One row of the leaderboard; `rank` counts completed trials of the search only, by their own seed. `mean`, `sd`
+    and `seeds` are those of a confirmed trial."""
 
     rank: int | None
     name: str
@@ -33,6 +35,10 @@ class LeaderRow:
     steps: int
     planned_steps: int
     best_step: int | None
+    wins: bool
+    mean: float | None
+    sd: float | None
+    seeds: int | None
 
     @property
     def pinned(self) -> bool:
@@ -47,7 +53,8 @@ def leaderboard(study: Study) -> list[LeaderRow]:
     repeats = [trial for trial in study.trials if trial.role == "confirm"]
     pinned = [trial for trial in (study.base, study.default) if trial is not None]
     ordered = [*pinned, *study.completed, *others, *repeats]
-    return [_leader_row(study, trial, ranked.get(trial.name)) for trial in ordered]
+    confirmed = {each.name: each for each in study.confirmed}
+    return [_leader_row(study, trial, ranked.get(trial.name), confirmed.get(trial.name)) for trial in ordered]
 
 
 def _order(trial: TrialRecord) -> tuple[int, float]:
@@ -56,14 +63,15 @@ def _order(trial: TrialRecord) -> tuple[int, float]:
     return states.get(trial.state, 4), float("inf") if reached is None else reached
 
 
-def _leader_row(study: Study, trial: TrialRecord, rank: int | None) -> LeaderRow:
+def _leader_row(study: Study, trial: TrialRecord, rank: int | None, seeds: Seeds | None) -> LeaderRow:
     own, base = value(trial), value(study.base)
     nats = base - own if own is not None and base is not None and trial.role != "base" else None
     return LeaderRow(
         rank, trial.name, trial.role, trial.state, trial.reason,
         {key: setting(trial, key) for key in searched_keys(study)}, _metrics(trial),
         nats, relative(nats, base) if nats is not None and base is not None else None,
-        trial.step, trial.planned_steps, trial.best_step,
+        trial.step, trial.planned_steps, trial.best_step, trial is study.winner,
+        seeds.mean if seeds else None, seeds.sd if seeds else None, seeds.n if seeds else None,
     )  # fmt: skip
 
 
@@ -89,10 +97,11 @@ def _flat(row: LeaderRow, record: TrialRecord) -> dict[str, Any]:
     how = {"state": row.state, "reason": row.reason, "rank": row.rank}
     steps = {"steps": row.steps, "planned_steps": row.planned_steps, "best_step": row.best_step}
     gain = {"gain_nats": row.gain_nats, "gain_percent": row.gain_percent}
+    seeds = {"mean_val_loss": row.mean, "sd_val_loss": row.sd, "seeds": row.seeds}
     when = {"started": record.started, "ended": record.ended, "adapter": record.adapter}
     # Whole numbers stay whole where another row has none: pandas would turn the column into floats.
     return {key: _cell(found) for key, found in {**who, **how, **row.params, **row.metrics}.items()} | {
-        key: _cell(found) for key, found in {**steps, **gain, **when}.items()
+        key: _cell(found) for key, found in {**steps, **gain, **seeds, **when}.items()
     }
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from lora_core.errors import UserError
 from lora_core.measured import Probe
-from sweeps import interrupts
+from sweeps import interrupts, protocol
 from sweeps.protocol import Channel, Fault, Fuse, Fused, Go, Measure, Message, Progress, Ready, Report, Setup
 
 PARTING_SECONDS = 30  # for a worker to save its trials, and to end the step that it is at
@@ -102,7 +102,7 @@ class Worker:
         assert isinstance(message, Probe)
         return message
 
-    def send(self, message: Go | Fuse | Setup | Measure) -> None:
+    def send(self, message: Go | Fuse | protocol.Score | Setup | Measure) -> None:
         try:
             self.channel.send(message)
         except BrokenPipeError:
@@ -119,6 +119,13 @@ class Worker:
         self.send(Fuse(str(adapter), config, str(folder)))
         message = self._receive()
         assert isinstance(message, Fused)
+        return message
+
+    def score(self, adapter: str | None, config: dict[str, Any]) -> protocol.Scored:
+        """Scores the test set with an adapter, or without any."""
+        self.send(protocol.Score(adapter, config))
+        message = self._receive()
+        assert isinstance(message, protocol.Scored)
         return message
 
     def _receive(self) -> Message:

@@ -30,8 +30,8 @@ _STORES = (*_STORAGES, "mssql", "http", "https")
 
 @dataclass
 class ConfirmConfig:
-    k: int = 0
-    repeats: int = 1
+    k: int = 3
+    repeats: int = 3
 
 
 @dataclass
@@ -112,7 +112,6 @@ def short_name(path: str) -> str:
 def _check_not_yet(config: SweepConfig) -> None:
     search = config.search
     off = {
-        "search.confirm": (search.confirm, ConfirmConfig()),
         "search.objectives": (search.objectives, None),
         "search.constraints": (search.constraints, None),
         "search.when": (search.when, None),
@@ -126,6 +125,9 @@ def _check_not_yet(config: SweepConfig) -> None:
 
 def _check_study(config: SweepConfig) -> None:
     _require(config.n_trials >= 1, "n_trials", config.n_trials, "1 or more")
+    confirm = config.search.confirm
+    _require(confirm.k >= 0, "search.confirm.k", confirm.k, "0 or more")
+    _require(confirm.repeats >= 1, "search.confirm.repeats", confirm.repeats, "1 or more")
     for key, path in (
         ("model.path", config.model.path), ("data.path", config.data.path), ("output_dir", config.output_dir)
     ):  # fmt: skip

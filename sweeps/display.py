@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from lora_core.records import TrialRecord
 from lora_core.trial import TrialSpec
+from reports.wording import listed, plural
 from sweeps import protocol
 from sweeps.run_values import run_name
 
@@ -24,6 +25,7 @@ class Display:
         self.console = Console(highlight=False, soft_wrap=True)
         self.n_trials = n_trials
         self.done = 0
+        self.repeats = self.repeated = 0  # trainings with other seeds: to come in all, and ended
         self.best = math.inf
         self.speed = 0.0
         self.work = Work(n_trials)
@@ -81,6 +83,15 @@ class Display:
             self.say(f"{self.done}{of} trials have ended already{more}; best so far {_loss(self.best)}")
         self.work.left = max(0, self.n_trials - self.done)
 
+    def confirming(self, missing: list[list[TrialSpec]]) -> None:
+        """Which trials are about to be trained again, by repeat."""
+        count = sum(map(len, missing))
+        if count:
+            which = {spec.number: f"trial-{spec.number:04d}" for specs in missing for spec in specs}
+            self.say(f"Training again with other seeds, {plural(count, 'time')} in all: {listed(list(which.values()))}")
+        self.repeats, self.repeated = count, 0
+        self.work.begin(count)
+
     def started(self, spec: TrialSpec) -> None:
         self.work.started(spec)
         self._refresh()
@@ -110,15 +121,18 @@ class Display:
     def _count(self, record: TrialRecord) -> None:
         if record.role == "trial":
             self.done += 1
+        self.repeated += record.role == "confirm"
         if record.role in ("trial", "train") and record.state == "complete" and record.value is not None:
             self.best = min(self.best, record.value)
 
     def _refresh(self) -> None:
-        done = min(self.done, self.n_trials)
+        done, total, what = min(self.done, self.n_trials), self.n_trials, "trials"
+        if self.repeats:
+            done, total, what = self.repeated, self.repeats, "repeats"
         parts = [
-            f"{done}/{self.n_trials} trials", f"best {_loss(self.best)}", f"{self.speed:,.0f} tok/s", self.work.text(),
+            f"{done}/{total} {what}", f"best {_loss(self.best)}", f"{self.speed:,.0f} tok/s", self.work.text(),
         ]  # fmt: skip
-        self.bar.update(self.task, completed=done + self.work.running(), description="  ".join(parts))
+        self.bar.update(self.task, total=total, completed=done + self.work.running(), description="  ".join(parts))
 
 
 class Work:
@@ -133,7 +147,7 @@ class Work:
         self.at: dict[str, float] = {}  # the step each has reached
 
     def begin(self, trials: int) -> None:
-        self.began, self.left = time.monotonic(), max(0, trials)
+        self.began, self.left, self.finished = time.monotonic(), max(0, trials), 0.0
 
     def started(self, spec: TrialSpec) -> None:
         trainer = spec.config["trainer"]
@@ -155,7 +169,7 @@ class Work:
             # A trial that was stopped early counts whole: the pace then includes that some are.
             del self.planned[record.name], self.at[record.name]
             self.finished += 1
-        if record.role == "trial":
+        if record.role in ("trial", "confirm"):
             self.left = max(0, self.left - 1)
 
     def running(self) -> float:

@@ -10,6 +10,7 @@ import numpy as np
 from lora_core.measured import Probe
 from reports import wording
 from sweeps.client import Worker, WorkerDied
+from sweeps.confirm import rounds
 from sweeps.display import Display
 from sweeps.look import check_stores, ended_trials
 from sweeps.preflight import check_places, slot_notes, slots_for, variants
@@ -50,8 +51,9 @@ def _plan(name: str, job: Job, ready: Ready, folder: Path, display: Display) -> 
     display.start(ready, record.space, record.notes)
     size = cells({axis.key: axis.distribution() for axis in job.axes})
     total = job.config.n_trials if size is None else min(job.config.n_trials, size)
-    work = Work(max(0, total - ended), ended, not has_completed(folder / "default"))
-    is_new = earlier_record(folder) is None
+    is_new, left, confirm = earlier_record(folder) is None, max(0, total - ended), job.config.search.confirm
+    again = min(confirm.k, total) * confirm.repeats if left else sum(map(len, rounds(folder, confirm)))
+    work = Work(left, ended, not has_completed(folder / "default"), again)
     argv = wording.typed(shlex.join(["lora-sweep", "search", *job.argv]))
     return Plan(job, work, ready.slots, argv if is_new else resume_command(job.argv, name), display)
 
@@ -59,19 +61,21 @@ def _plan(name: str, job: Job, ready: Ready, folder: Path, display: Display) -> 
 @dataclass
 class Work:
     """`left`: trials to train; `ended`: those of an earlier run; `default`: whether the default settings are to be
-    trained too."""
+    trained too; `again`: trainings with other seeds, at most."""
 
     left: int
     ended: int
     default: bool
+    again: int = 0
 
     @property
     def trainings(self) -> int:
-        return self.left + self.default
+        return self.left + self.default + self.again
 
     def __str__(self) -> str:
-        left = wording.plural(self.left, "more trial" if self.ended else "trial")
-        return f"{left} and the default settings" if self.default else left
+        parts = [wording.plural(self.left, "more trial" if self.ended else "trial")] if self.left else []
+        parts += [f"{wording.plural(self.again, 'repeat')} of the best"] if self.again else []
+        return wording.listed([*parts, "the default settings"] if self.default else parts)
 
 
 @dataclass

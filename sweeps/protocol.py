@@ -8,7 +8,7 @@ The conversation is strict, so that a search with one worker and fixed slots can
     worker  Probe
     parent  Go(start=[...])          → the worker fills its slots
     worker  Report(evaluated, ended) → and waits: nothing is trained until the parent answers
-    parent  Go(start, stop) | Fuse | (closes the pipe)
+    parent  Go(start, stop) | Score | Fuse | (closes the pipe)
 
 `Progress` is the worker's only message that wants no answer.
 """
@@ -92,6 +92,22 @@ class Fused:
 
 
 @dataclass
+class Score:
+    """Score the test set with a saved adapter of this configuration; null: with the base model alone."""
+
+    adapter: str | None
+    config: dict[str, Any]
+
+
+@dataclass
+class Scored:
+    """`loss`, in nats per token, is null if it could not be done, for the reason given."""
+
+    loss: float | None
+    reason: str | None = None
+
+
+@dataclass
 class Fault:
     """`kind`: user, bad input, to be shown as it is; memory, there was too little of it; bug, one of ours. The last
     two come with a traceback, and are the worker's last words."""
@@ -100,7 +116,7 @@ class Fault:
     message: str
 
 
-Message = Setup | Ready | Measure | Probe | Go | Report | Progress | Fuse | Fused | Fault
+Message = Setup | Ready | Measure | Probe | Go | Report | Progress | Fuse | Fused | Score | Scored | Fault
 _MESSAGES = {cls.__name__: cls for cls in get_args(Message)}
 
 

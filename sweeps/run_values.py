@@ -68,13 +68,15 @@ def study_tags(study: StudyRecord) -> dict[str, str]:
 
 def trial_tags(study: StudyRecord, spec: TrialSpec | TrialRecord) -> dict[str, str]:
     tags = {"sweep.role": spec.role, "sweep.trial": spec.name, **_shared_tags(study)}
-    if spec.number is not None:
+    if spec.role == "confirm":
+        tags |= {"sweep.confirms": f"trial-{spec.number:04d}", "sweep.repeat": str(spec.repeat)}
+    elif spec.number is not None:
         tags |= {"optuna.trial": str(spec.number), "optuna.state": "RUNNING"}
     return tags
 
 
 def end_tags(record: TrialRecord) -> dict[str, str]:
-    tags = {} if record.number is None else {"optuna.state": OPTUNA_STATES[record.state]}
+    tags = {"optuna.state": OPTUNA_STATES[record.state]} if record.role == "trial" else {}
     return tags | ({"sweep.reason": record.reason} if record.reason else {})
 
 

@@ -1,7 +1,7 @@
 """A search from its first line to its last: what is checked, the trials, the winner, the report."""
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
@@ -20,6 +20,7 @@ from sweeps.preflight import (
     variants,
 )
 from sweeps.protocol import Ready, Setup
+from sweeps.scoring import score
 from sweeps.slots import measure, slots_line
 from sweeps.space import Job, cap_num_layers
 from sweeps.study import Study
@@ -98,14 +99,16 @@ class Search:
         self.trials = Trials(job, study, record, folder, tracker, display)
 
     def run(self, worker: Worker, slots: int, choose: bool, measuring: bool) -> None:
-        """Trains what is missing of the study, in `slots` or in as many of them as `choose` finds best; merges the
-        winner, writes the report. `measuring`: whether it is to be found out how well slots do."""
+        """Trains what is missing of the study, in `slots` or in as many of them as `choose` finds best; confirms the
+        winner, merges it, scores the test set, writes the report. `measuring`: whether it is to be found out how well
+        slots do."""
         with locked(self.folder), self._recorded(None if choose else slots):
             if slots > 1 and measuring:
                 slots = self._measured(worker, choose)
             self._use(slots)
             with self.display:
-                self._train(worker, slots)
+                slots = self._train(self.trials.train, worker, slots)
+                self._train(self.trials.confirm, worker, slots)
             self._finish(worker)
 
     def _measured(self, worker: Worker, choose: bool) -> int:
@@ -122,11 +125,12 @@ class Search:
         self.record.environment = environment if slots is None else {**environment, "slots": slots}
         self._save("running")
 
-    def _train(self, worker: Worker, slots: int) -> None:
-        """Trains to the end, with another training process each time that one dies."""
+    def _train(self, train: Callable[[Worker, int], None], worker: Worker, slots: int) -> int:
+        """Trains to the end, with another training process each time that one dies; returns how many slots are left."""
         while True:
             try:
-                return self.trials.train(worker, slots)
+                train(worker, slots)
+                return slots
             except Bug:
                 raise
             except WorkerDied as death:
@@ -183,6 +187,7 @@ class Search:
     def _finish(self, worker: Worker) -> None:
         """What fails here is said, and can be done again: the trials are complete."""
         self._fuse_winner(worker)
+        self._score(worker)
         self.record.ended = now()
         self._save("complete")
         report = self._report()
@@ -204,6 +209,18 @@ class Search:
                 problem = write_log(self.folder, death)
         if problem:
             self._note(f"The winner was not merged into the base model: {problem}")
+
+    def _score(self, worker: Worker) -> None:
+        """The winner is known by now: what the test set says changes nothing."""
+        if not self.record.data["rows"].get("test"):
+            return
+        try:
+            with self.display.doing("Scoring the test set"):
+                problems = score(worker, self.folder, self.tracker)
+        except WorkerDied as death:
+            problems = [f"The test set was not scored: {write_log(self.folder, death)}"]
+        for problem in problems:
+            self._note(problem)
 
     def _report(self) -> Path | None:
         from reports.writer import build

@@ -5,7 +5,7 @@ from pathlib import Path
 from lora_core.records import StudyRecord, TrialRecord
 from reports import sentences, wording
 from reports.answer import compute
-from reports.study import Study, generate_command, load, searched_keys, short_names
+from reports.study import Study, generate_command, load, searched_keys, short_names, test_loss
 
 
 def search_summary(folder: Path) -> tuple[str, bool]:
@@ -27,12 +27,13 @@ def train_summary(folder: Path, record: StudyRecord, trial: TrialRecord, base: f
     """The same for a single run; `base` is its loss before the first step."""
     if trial.value is None or trial.state != "complete":
         return f"\nThe run {trial.state}: {trial.reason}."
-    gain = base - trial.value
+    gain, tested = base - trial.value, test_loss(trial)
     side = "below" if gain >= 0 else "above"
     lines = [
         "", f"Validation loss {wording.loss(trial.value)}",
         f"  That is {wording.loss(abs(gain))} nats per token ({wording.percent(100 * abs(gain) / base)}) {side} "
         f"the loss before the first step ({wording.loss(base)}).",
+        *([] if tested is None else [f"Test loss {wording.loss(tested)}"]),
         f"Adapter {trial.adapter}", *([f"Merged  {fused}"] if fused else []),
     ]  # fmt: skip
     study = Study(folder, record, [trial], {})

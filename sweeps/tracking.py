@@ -95,6 +95,11 @@ class Tracker:
             del self._live[record.name]
             self._tell_study(record)
 
+    @_if_reachable
+    def log_number(self, name: str, metric: str, number: float) -> None:
+        """Adds a number to a trial that has ended."""
+        self.store.log(self.study.runs[name], [(metric, number, 0)], milliseconds())
+
     def close_study(self, study: StudyRecord, state: str, report_folder: Path | None) -> None:
         """Ends the study's run, and those of trials still running; `state` is `complete` or `interrupted`."""
         if self.problem is not None and study.kind != "train":
@@ -138,12 +143,18 @@ class Tracker:
         for record in load_trials(self.folder):
             if record.name in known:
                 self._note_best(record)
+                self._add_late(record, known[record.name])
             elif record.state != "running":
                 self._copy(record)
 
-    def _end_orphans(self) -> set[str]:
-        """Names of the trials whose runs have ended. Runs still open belong to nobody."""
-        known = set()
+    def _add_late(self, record: TrialRecord, there: set[str]) -> None:
+        """The test set is scored long after a trial has ended, perhaps while the store was away."""
+        if "test_loss" in record.metrics.keys() - there:
+            self.log_number(record.name, "test_loss", record.metrics["test_loss"])
+
+    def _end_orphans(self) -> dict[str, set[str]]:
+        """The trials whose runs have ended, and the names of their metrics. Runs still open belong to nobody."""
+        known = {}
         self.study.runs.clear()  # some may have been deleted in MLflow
         for run in self.store.children(self.study.tracking["run_id"]):
             name, run_id, tags = run.data.tags["sweep.trial"], run.info.run_id, run.data.tags
@@ -153,7 +164,7 @@ class Tracker:
                 continue
             self.study.runs[name] = run_id
             if run.info.status != "RUNNING" and tags.get("sweep.reason") != "interrupted":
-                known.add(name)
+                known[name] = set(run.data.metrics)
         return known
 
     def _copy(self, record: TrialRecord) -> None:

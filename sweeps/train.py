@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lora_core.config import TrainConfig
 from lora_core.errors import UserError
-from lora_core.records import StudyRecord, TrialRecord, from_dict, load_trial, now, save_study
+from lora_core.records import StudyRecord, TrialRecord, from_dict, load_trial, now, save_study, save_trial
 from lora_core.trial import TrialSpec
 from reports.wording import typed
 from sweeps import interrupts
@@ -93,6 +93,7 @@ class Run:
         with locked(self.folder), self._recorded():
             with self.display:
                 trial = self._trained(worker)
+            self._score(worker, trial)
             self.tracker.end_trial(trial)
             fused = self._fused(worker, trial)
         if self.tracker.problem:
@@ -141,6 +142,23 @@ class Run:
                 self.base = event.row["val_loss"]
             self.tracker.log_evaluation(event.name, event.row)
             self.display.evaluated(event.name, event.row)
+
+    def _score(self, worker: Worker, trial: TrialRecord) -> None:
+        """Scores the adapter on the test set, if there are both."""
+        if trial.state != "complete" or trial.adapter is None or not self.record.data["rows"].get("test"):
+            return
+        with self.display.doing("Scoring the test set"):
+            try:
+                scored = worker.score(trial.adapter, trial.config)
+                loss, problem = scored.loss, scored.reason
+            except WorkerDied as death:
+                loss, problem = None, write_log(self.folder, death)
+        if loss is None or not math.isfinite(loss):
+            self.record.notes.append(f"The test set was not scored: {problem or 'the loss is not finite'}")
+            self.display.say(self.record.notes[-1])
+            return
+        trial.metrics["test_loss"] = loss
+        save_trial(self.folder, trial)
 
     def _fused(self, worker: Worker, trial: TrialRecord) -> str | None:
         """The folder of the merged model. The run is complete also where merging fails."""

@@ -16,6 +16,7 @@ from lora_core.records import (
 )
 from lora_core.trial import TrialSpec
 from sweeps.client import Worker
+from sweeps.confirm import rounds
 from sweeps.display import Display
 from sweeps.preflight import trial_config
 from sweeps.protocol import Go, Report
@@ -31,7 +32,7 @@ DIED = f"the training process died on it {ATTEMPTS} times"
 
 
 class Trials:
-    """What a trial is known by everywhere is its name: `base`, `default`, `trial-0007`."""
+    """What a trial is known by everywhere is its name: `base`, `default`, `trial-0007`, `confirm-0007-1`."""
 
     def __init__(
         self, job: Job, study: Study, record: StudyRecord, folder: Path, tracker: Tracker, display: Display
@@ -45,6 +46,7 @@ class Trials:
         self.running: dict[str, TrialSpec] = {}
         self._deaths: Counter[str] = Counter()  # of the training process, by trial that was running
         self.waiting: list[TrialSpec] | None = None  # those that come before any new one; None: not looked for yet
+        self.confirming = False  # no new ones any more
 
     def train(self, worker: Worker, free: int) -> None:
         """Runs trials until the study has all of them. The worker trains while MLflow is told.
@@ -53,6 +55,24 @@ class Trials:
         """
         if self.waiting is None:
             self.waiting = self._unfinished()
+        self._run(worker, free)
+        if self.study.is_exhausted:
+            note = f"The space is exhausted: all of its {len(self.study.ended)} settings were tried."
+            self.record.notes.append(note)
+            self.display.say(note)
+
+    def confirm(self, worker: Worker, free: int) -> None:
+        """Trains the best again with other seeds, those of one seed together: they share the order of the data.
+
+        To be called after `train`. What has ended on disk stays as it is, so that another call goes on."""
+        self.confirming = True
+        missing = rounds(self.folder, self.job.config.search.confirm)
+        self.display.confirming(missing)
+        for specs in missing:
+            self.waiting = specs
+            self._run(worker, free)
+
+    def _run(self, worker: Worker, free: int) -> None:
         go = Go(start=self._next(free))
         while go.start or self.running:
             self._started(go.start)
@@ -60,15 +80,11 @@ class Trials:
             for spec in go.start:
                 self.tracker.start_trial(self.record, spec)
             go = self._answer(worker.report())
-        if self.study.is_exhausted:
-            note = f"The space is exhausted: all of its {len(self.study.ended)} settings were tried."
-            self.record.notes.append(note)
-            self.display.say(note)
 
     def crashed(self) -> None:
         """Notes that the training process died on the trials that were running."""
         for spec in self.running.values():
-            if spec.number is not None:
+            if spec.role == "trial" and spec.number is not None:
                 self.study.crashed(spec.number)
 
     def died(self, alone: bool) -> bool:
@@ -110,7 +126,7 @@ class Trials:
 
     def _beaten(self, name: str, row: dict[str, float]) -> bool:
         spec = self.running[name]
-        if spec.number is None or row["step"] == 0:
+        if spec.role != "trial" or spec.number is None or row["step"] == 0:
             return False
         return self.study.beaten(spec.number, int(row["step"]), row["val_loss"])
 
@@ -138,7 +154,7 @@ class Trials:
         while len(specs) < free:
             if self.waiting:
                 specs.append(self.waiting.pop(0))
-            elif (proposal := self.study.ask()) is None:
+            elif self.confirming or (proposal := self.study.ask()) is None:
                 break
             elif spec := self._to_run(proposal):
                 specs.append(spec)
@@ -178,6 +194,7 @@ def _failed(spec: TrialSpec, reason: str) -> TrialRecord:
     folder = Path(spec.folder)
     folder.mkdir(exist_ok=True)
     begun = TrialRecord(spec.name, spec.role, number=spec.number, params=spec.params, config=spec.config)
+    begun.repeat = spec.repeat
     if (folder / "trial.json").exists() and load_trial(folder).params == spec.params:
         begun = load_trial(folder)
     record = replace(begun, state="failed", reason=reason, ended=now())

@@ -18,7 +18,7 @@ from lora_core.errors import UserError
 from lora_core.measured import Probe
 from lora_core.records import DataInfo
 from lora_core.trial import Ended, Evaluated
-from sweeps.protocol import Channel, Fault, Fuse, Fused, Go, Measure, Progress, Ready, Report, Setup
+from sweeps.protocol import Channel, Fault, Fuse, Fused, Go, Measure, Progress, Ready, Report, Score, Scored, Setup
 
 PROGRESS_SECONDS = 0.5
 
@@ -61,6 +61,8 @@ def _converse(engine: Any, channel: Channel) -> None:
     while message is not None:
         if isinstance(message, Fuse):
             channel.send(_fuse(engine, message))
+        elif isinstance(message, Score):
+            channel.send(_score(engine, message))
         elif isinstance(message, Measure):
             channel.send(_measure(engine, message))
         else:
@@ -128,6 +130,14 @@ def _fuse(engine: Any, message: Fuse) -> Fused:
         return Fused(str(engine.fuse(Path(message.adapter), config, Path(message.folder))))
     except (ValueError, OSError) as error:
         return Fused(None, str(error))
+
+
+def _score(engine: Any, message: Score) -> Scored:
+    adapter = None if message.adapter is None else Path(message.adapter)
+    try:
+        return Scored(engine.score(TrainConfig.from_dict(message.config), adapter))
+    except (UserError, OSError) as error:
+        return Scored(None, next(iter(str(error).splitlines()), type(error).__name__))
 
 
 def _train(engine: Any, go: Go, channel: Channel) -> None:

@@ -77,6 +77,8 @@ def test_the_demo_keeps_its_budget_unless_told_otherwise() -> None:
     demo = resolve(Composer([]).compose())
     assert (demo.n_trials, demo.trainer.iters, demo.trainer.eval_every) == (8, 16, 8)
     assert demo.trainer.max_seq_length == 128
+    assert demo.search.confirm.k == 0
+    assert resolve(Composer(["search.confirm.k=2"]).compose()).search.confirm.k == 2
     assert resolve(Composer(["n_trials=3"]).compose()).n_trials == 3
     assert resolve(Composer(["experiment=smoke"]).compose()).trainer.iters == 4
     assert resolve(Composer(["experiment=smoke", "trainer.iters=6"]).compose()).trainer.iters == 6
@@ -85,3 +87,4 @@ def test_the_demo_keeps_its_budget_unless_told_otherwise() -> None:
 def test_own_data_gets_the_full_budget() -> None:
     own = resolve(Composer(["data.path=rows.jsonl"]).compose())
     assert (own.data.path, own.n_trials, own.trainer.iters) == ("rows.jsonl", 32, 300)
+    assert (own.search.confirm.k, own.search.confirm.repeats) == (3, 3)

@@ -58,6 +58,24 @@ def test_the_base_role_is_step_zero_and_saves_no_adapter(make_spec):
     assert [row["step"] for row in load_metrics(Path(spec.folder))] == [0]
 
 
+def test_the_test_set_is_scored_whole_with_the_saved_adapter(make_spec):
+    """Like stock mlx_lm, over all its rows whatever `eval_rows`, beside a trial that goes on undisturbed."""
+    rows, spec = demo().test[:7], make_spec("trial", eval_rows=2)
+    alone = make_spec("alone")
+    engine = Engine(new_engine().base, replace(demo(), train=demo().train[:12], valid=demo().valid[:6], test=rows), 2)
+    run(engine, spec)
+    engine.start(alone)
+    config = TrainConfig.from_dict(spec.config)
+    base, adapted = engine.score(config, None), engine.score(config, Path(spec.folder) / "adapters")
+    assert base == pytest.approx(plain_loss(rows), rel=1e-5)
+    assert adapted == pytest.approx(plain_loss(rows, f"{spec.folder}/adapters"), rel=1e-5)
+    assert [slot.spec.name for slot, *_ in engine.running] == ["alone"]
+    run(engine)
+    again = make_spec("again")
+    run(new_engine(), again)
+    assert [loss for _, loss, _ in losses(alone)] == pytest.approx([loss for _, loss, _ in losses(again)], rel=1e-5)
+
+
 def test_evaluations_come_at_zero_at_intervals_and_at_the_end(make_spec):
     spec, engine = make_spec("trial", iters=7, eval_every=3), new_engine()
     run(engine, spec)

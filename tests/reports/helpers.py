@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_core.config import TrainConfig
-from lora_core.records import StudyRecord, TrialRecord, append_metrics, save_study, save_trial
+from lora_core.records import StudyRecord, TrialRecord, append_metrics, load_trial, save_study, save_trial
 
 RANK, RATIO, RATE = "lora_parameters.rank", "lora_parameters.scale_ratio", "optimizer.learning_rate"
 AXES = [
@@ -67,6 +67,14 @@ def search_trial(folder: Path, number: int, row: tuple[Any, ...]) -> TrialRecord
     if state == "complete":
         record.adapter = str(folder / name / "adapters")
     return record
+
+
+def write_repeat(folder: Path, number: int, repeat: int, loss: float | None, state: str = "complete") -> None:
+    """A trial trained again with another seed."""
+    name = f"confirm-{number:04d}-{repeat}"
+    record = finished(name, "confirm", loss, number=number, repeat=repeat, state=state, step=STEPS)
+    record.params = load_trial(folder / f"trial-{number:04d}").params
+    write_trial(folder, record)
 
 
 def study_record(name: str, **more: Any) -> StudyRecord:

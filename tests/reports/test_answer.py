@@ -33,6 +33,7 @@ def test_sentences_quote_the_numbers(study_folder):
         "That is 1.7500 nats per token (50.00 %) below the base model (3.5000, perplexity 33.12).",
         "That is 0.4375 nats per token (20.00 %) below the default settings (2.1875, perplexity 8.91).",
         "One seed per point: no spread known yet.",
+        "There is no test set: the gains are those on the validation rows, which also chose the winner.",
     ]
 
 
@@ -104,4 +105,4 @@ def test_repeats_end_the_remark_on_seeds(study_folder):
     record = load_trial(study_folder / "trial-0003")
     record.repeat = 1
     save_trial(study_folder / "trial-0003", record)
-    assert "several seeds" in sentences.spread(answer.compute(load(study_folder)))
+    assert "several seeds" in sentences.confirmation(answer.compute(load(study_folder)))[0]

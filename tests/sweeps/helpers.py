@@ -16,7 +16,7 @@ RANK = "lora_parameters.rank=2,4"
 
 
 def write_data(folder: Path, rows: int = 12) -> Path:
-    """A folder of train.jsonl and valid.jsonl; its rows have a few tokens each."""
+    """A folder of train.jsonl and valid.jsonl; its rows have a few tokens each. A test.jsonl can be put beside."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, count, first in (("train", rows, 0), ("valid", 4, 1000)):
         lines = [{"prompt": f"{first + i}+1=", "completion": f"{first + i + 1}."} for i in range(count)]
@@ -52,7 +52,7 @@ class Place:
         return list(given.values())
 
     def search_arguments(self, *more: str) -> list[str]:
-        space = ["search=quick", RATE, RANK, "search.pruner.n_startup_trials=2", "n_trials=8"]
+        space = ["search=quick", RATE, RANK, "search.pruner.n_startup_trials=2", "n_trials=8", "search.confirm.k=0"]
         return ["search", *self.arguments(*space, f"storage=sqlite:///{self.root}/optuna.db", "study=s", *more)]
 
     def start(self, *argv: str) -> subprocess.Popen:

@@ -103,3 +103,23 @@ def test_hours(monkeypatch: pytest.MonkeyPatch) -> None:
     clock[0] = 3723.0
     work.ended(ended(0))
     assert work.text() == "2:04:06 left"
+
+
+def test_repeats_are_counted_on_their_own() -> None:
+    display = Display(2)
+    display.console = Console(file=io.StringIO(), width=200)
+    display.done = 2
+    display.confirming([[repeat(0), repeat(1)], [repeat(0, 2)]])
+    file = display.console.file
+    assert isinstance(file, io.StringIO)
+    assert file.getvalue() == "Training again with other seeds, 3 times in all: trial-0000 and trial-0001\n"
+    display.started(repeat(0))
+    display.ended(TrialRecord("confirm-0000-1", "confirm", "complete", 0, 1, metrics={"best_val_loss": 1.0}))
+    task = display.bar.tasks[0]
+    assert task.description.startswith("1/3 repeats  best –") and (task.completed, task.total) == (1, 3)
+    assert (display.done, display.work.left) == (2, 2)
+
+
+def repeat(number: int, repeat: int = 1) -> TrialSpec:
+    again = spec(number)
+    return TrialSpec(f"confirm-{number:04d}-{repeat}", "confirm", again.config, "", number, repeat)

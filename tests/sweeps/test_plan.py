@@ -105,6 +105,16 @@ def test_nothing_is_left_to_train(begun: Place, printed: Printed) -> None:
     assert state(begun.root) == before
 
 
+def test_repeats_of_the_best_are_planned(begun: Place, printed: Printed) -> None:
+    before = state(begun.root)
+    confirm = ["search.confirm.k=2", "search.confirm.repeats=4"]
+    lines = printed(planned(begun, *confirm))
+    assert " for 5 more trials and 8 repeats of the best, " in line(lines, "Time about ")
+    lines = printed(planned(begun, "n_trials=3", *confirm))
+    assert " for 8 repeats of the best, " in line(lines, "Time about ")
+    assert state(begun.root) == before
+
+
 def test_a_space_that_is_smaller_than_the_budget(folder: Path, printed: Printed) -> None:
     lines = printed([*TINY.split(), "lora_parameters.rank=2,4", "optimizer.learning_rate=1e-3"])
     assert " for 2 trials and the default settings, " in line(lines, "Time about ")

@@ -10,7 +10,21 @@ from lora_core.config import TrainConfig
 from lora_core.measured import Measured, Probe
 from lora_core.records import DataInfo, ModelInfo
 from lora_core.trial import Ended, Evaluated, TrialSpec
-from sweeps.protocol import Channel, Fault, Fuse, Fused, Go, Measure, Message, Progress, Ready, Report, Setup
+from sweeps.protocol import (
+    Channel,
+    Fault,
+    Fuse,
+    Fused,
+    Go,
+    Measure,
+    Message,
+    Progress,
+    Ready,
+    Report,
+    Score,
+    Scored,
+    Setup,
+)
 
 CONFIG = TrainConfig().to_dict()
 MODEL = ModelInfo("builtin:tiny", "/models/tiny", "llama", 4, ["self_attn.q_proj"], 164608, "float32", "f00d")
@@ -31,6 +45,10 @@ SPEC = TrialSpec("trial-0007", "trial", CONFIG, "/out/ä b", 7, params={"lora_pa
         Progress(3, 100, 0.25),
         Fuse("/out/adapters", CONFIG, "/out/best"),
         Fused(None, "no space left"),
+        Score("/out/adapters", CONFIG),
+        Score(None, CONFIG),
+        Scored(0.1 + 0.2),
+        Scored(None, "no such file"),
         Fault("user", "two\nlines"),
     ],
 )

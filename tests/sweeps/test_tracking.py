@@ -13,7 +13,7 @@ import pytest
 
 from lora_core.config import TrainConfig
 from lora_core.errors import UserError
-from lora_core.records import StudyRecord, TrialRecord, append_metrics, save_study, save_trial
+from lora_core.records import StudyRecord, TrialRecord, append_metrics, load_trial, save_study, save_trial
 from lora_core.trial import TrialSpec
 from sweeps.tracking import Tracker
 
@@ -264,6 +264,37 @@ def test_another_store_gets_the_whole_study(sweep: Sweep, tmp_path: Path, prepar
     sweep.uri = f"sqlite:///{tmp_path}/other.db"
     sweep.open()
     assert [run.info.run_name for run in sweep.children()] == ["trial-0000 r8"]
+
+
+def test_a_repeat_is_a_run_of_its_own_role_and_no_trial_of_optuna(sweep: Sweep) -> None:
+    sweep.run(sweep.spec("trial-0002"), [3.0, 2.0])
+    again = replace(sweep.spec("trial-0002"), name="confirm-0002-1", role="confirm", repeat=1)
+    again.folder = str(sweep.folder / again.name)
+    sweep.run(again, [3.0, 1.0])
+    run = sweep.mlflow_run("confirm-0002-1")
+    assert (run.info.run_name, run.info.status) == ("confirm-0002-1 r8", "FINISHED")
+    tags = run.data.tags
+    assert (tags["sweep.role"], tags["sweep.confirms"], tags["sweep.repeat"]) == ("confirm", "trial-0002", "1")
+    assert "optuna.trial" not in tags and "optuna.state" not in tags
+    assert sweep.mlflow_run().data.metrics["study/best_so_far"] == 2.0
+
+
+def test_the_test_set_is_told_later_also_by_a_resume(sweep: Sweep) -> None:
+    for name in ("trial-0000", "trial-0001"):
+        sweep.run(sweep.spec(name), [3.0, 2.0])
+    sweep.tracker.log_number("trial-0000", "test_loss", 2.25)
+    sweep.tracker.problem = "MLflow is away"
+    for name, loss in (("trial-0000", 2.25), ("trial-0001", 2.5)):
+        record = load_trial(sweep.folder / name)
+        record.metrics["test_loss"] = loss
+        save_trial(sweep.folder / name, record)
+        sweep.tracker.log_number(name, "test_loss", loss)
+    assert "test_loss" not in sweep.mlflow_run("trial-0001").data.metrics
+    for _ in range(2):
+        sweep.open()
+    assert sweep.history("trial-0000", "test_loss") == [(0, 2.25)]
+    assert sweep.history("trial-0001", "test_loss") == [(0, 2.5)]
+    assert sweep.mlflow_run("trial-0001").info.status == "FINISHED"
 
 
 def test_training_goes_on_when_the_store_fails(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,44 @@
+"""The test set: scored once, when everything is decided."""
+
+import math
+from pathlib import Path
+
+from lora_core.records import TrialRecord, save_trial
+from reports.study import Study, adapter_folder, load
+from sweeps.client import Worker
+from sweeps.tracking import Tracker
+
+METRIC = "test_loss"
+
+
+def score(worker: Worker, folder: Path, tracker: Tracker) -> list[str]:
+    """Scores what is to be quoted and has not been scored yet, and notes it with each trial; returns a line for each
+    that it could not score. Raises WorkerDied."""
+    study = load(folder)
+    problems = []
+    for trial in due(study):
+        if reason := _score(worker, study, trial):
+            problems.append(f"{trial.name} was not scored on the test set: {reason}")
+        else:
+            tracker.log_number(trial.name, METRIC, trial.metrics[METRIC])
+    return problems
+
+
+def due(study: Study) -> list[TrialRecord]:
+    """Base, default, the finalists and the winner, where they lack a score."""
+    named = {each.name for each in (*study.finalists, study.winner) if each is not None}
+    rows = [study.base, study.default, *(trial for trial in study.completed if trial.name in named)]
+    return [trial for trial in rows if trial is not None and trial.state == "complete" and METRIC not in trial.metrics]
+
+
+def _score(worker: Worker, study: Study, trial: TrialRecord) -> str | None:
+    """Why it could not be done; None if it was."""
+    adapter = adapter_folder(study, trial)
+    if adapter is None and trial.role != "base":
+        return "it has no adapter"
+    scored = worker.score(adapter, trial.config)
+    if scored.loss is None or not math.isfinite(scored.loss):
+        return scored.reason or "its loss is not finite"
+    trial.metrics[METRIC] = scored.loss
+    save_trial(study.folder / trial.name, trial)
+    return None
