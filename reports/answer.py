@@ -44,6 +44,14 @@ class Counts:
 
 
 @dataclass
+class Savings:
+    """Optimizer steps that the trials stopped by the pruner did not take, and those planned for all that ended."""
+
+    steps: int
+    planned: int
+
+
+@dataclass
 class Answer:
     state: str  # of the study
     counts: Counts
@@ -55,6 +63,7 @@ class Answer:
     adapter: str | None = None
     command: str | None = None
     reasons: dict[str, int] = field(default_factory=dict)  # why trials did not complete → how many
+    savings: Savings | None = None  # None: no pruner
 
     def gain(self, over: str) -> Gain | None:
         return next((gain for gain in self.gains if gain.over == over), None)
@@ -63,8 +72,9 @@ class Answer:
 def compute(study: Study) -> Answer:
     """The answer of `study`, whatever state it is in; without a completed trial it has no winner."""
     answer = Answer(
-        study.record.state, counts(study), study.repeated, study.record.resume_command, reasons=reasons(study)
-    )
+        study.record.state, counts(study), study.repeated, study.record.resume_command,
+        reasons=reasons(study), savings=savings(study),
+    )  # fmt: skip
     best = study.winner
     best_loss = value(best)
     if best is None or best_loss is None:
@@ -90,6 +100,14 @@ def reasons(study: Study) -> dict[str, int]:
             told = f"{trial.state}: {trial.reason or 'no reason recorded'}"
             found[told] = found.get(told, 0) + 1
     return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def savings(study: Study) -> Savings | None:
+    if study.record.pruner in ("", "none"):
+        return None
+    ended = [trial for trial in study.searched if trial.state != "running"]
+    saved = sum(trial.planned_steps - trial.step for trial in ended if trial.state == "pruned")
+    return Savings(saved, sum(trial.planned_steps for trial in ended))
 
 
 def gains(study: Study, best_loss: float) -> list[Gain]:

@@ -36,12 +36,23 @@ def no_winner(answer: Answer) -> str:
 def body(answer: Answer) -> list[str]:
     """The answer in sentences, after its headline."""
     if answer.winner is None:
-        return [no_winner(answer)]
+        return [no_winner(answer), *_savings(answer)]
     told = [_gain(answer, over) for over in OVER]
     if len(answer.runners_up) == 0:
         told.append("There is no runner-up: no other trial has completed.")
     told.append(spread(answer))
-    return told
+    return [*told, *_savings(answer)]
+
+
+def _savings(answer: Answer) -> list[str]:
+    """What the pruner has saved, if there is one and a trial has ended."""
+    saved = answer.savings
+    if saved is None or not saved.planned:
+        return []
+    if not saved.steps:
+        return ["The pruner has stopped no trial."]
+    share = percent(100 * saved.steps / saved.planned)
+    return [f"Pruning saved {saved.steps:,} of {plural(saved.planned, 'optimizer step')} ({share})."]
 
 
 def spread(answer: Answer) -> str:

@@ -20,7 +20,9 @@ SAMPLERS: dict[str, dict[str, int | None]] = {
     "random": {},
 }
 PRUNERS: dict[str, dict[str, int | None]] = {
-    "median": {"n_startup_trials": 0, "n_warmup_steps": 0, "interval_steps": 1, "n_min_trials": 1},
+    "median": {"n_startup_trials": 0, "n_warmup_steps": 0, "interval_steps": 1},
+    "asha": {"min_resource": 1, "reduction_factor": 2},
+    "hyperband": {"min_resource": 1, "reduction_factor": 2},
     "none": {},
 }
 _EXAMPLES = {"data.path": "PATH: a folder of train/valid/test.jsonl, one .jsonl, or a Hugging Face id"}

@@ -1,4 +1,4 @@
-"""Samplers and pruners by name, and the wrapper that makes a search repeatable and free of duplicates."""
+"""Samplers by name, and the wrapper that makes a search repeatable and free of duplicates."""
 
 import itertools
 import math
@@ -9,20 +9,12 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
-from optuna.pruners import BasePruner, MedianPruner, NopPruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial
 
 Distributions = dict[str, BaseDistribution]
 SAMPLERS: dict[str, type[BaseSampler]] = {"tpe": TPESampler, "random": RandomSampler}
-PRUNERS: dict[str, type[BasePruner]] = {"median": MedianPruner, "none": NopPruner}
 REDRAWS = 20
-
-
-def make_pruner(settings: dict[str, Any]) -> BasePruner:
-    """The pruner that `search.pruner` describes: `name` and its own options."""
-    options = {key: value for key, value in settings.items() if key != "name"}
-    return PRUNERS[settings["name"]](**options)
 
 
 class DistinctSampler(BaseSampler):

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 
+from lora_core.batches import steps_for
 from lora_core.records import StudyRecord, now, save_study
 from reports.wording import typed
 from sweeps.client import OutOfMemory, Worker, WorkerDied
@@ -65,7 +66,8 @@ def _search(name: str, job: Job, ready: Ready, folder: Path, display: Display) -
     job, notes = cap_num_layers(job, ready.model.depth)
     notes += slot_notes(job.config)
     with opening(job.config.storage, job.config.tracking.uri) as undo:
-        study = Study(name, job.config, job.axes, contents(asdict(ready.model), asdict(ready.data)))
+        steps = steps_for(job.config.trainer, ready.data.batches)
+        study = Study(name, job.config, job.axes, contents(asdict(ready.model), asdict(ready.data)), steps)
         undo.callback(study.forget)
         record = study_record(name, folder, job, ready, notes, resume_command(job.argv, name))
         record.n_trials = max(record.n_trials, len(study.ended))  # what has ended stays part of the study

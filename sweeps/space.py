@@ -60,7 +60,9 @@ def make_job(overrides: list[str], config_dir: str | None = None) -> Job:
     composer = Composer(texts_of(plain), config_dir)
     written = written_keys(plain)
     argv = [*(["--config-dir", config_dir] if config_dir else []), *overrides]
-    job = Job(resolve(composer.compose()), _axes(composer, sweeps, written), written, argv, composer)
+    axes = _axes(composer, sweeps, written)
+    _check_pruner(composer, axes)
+    job = Job(resolve(composer.compose()), axes, written, argv, composer)
     if not job.axes:
         raise UserError("There is nothing to search: give an axis, such as lora_parameters.rank=4,8,16")
     job.config = job.config_for({})
@@ -125,7 +127,9 @@ def _check_axes(job: Job) -> None:
     for axis in job.axes:
         for value in axis.corners():
             with _naming([axis]):
-                _check_shared(job, axis, job.config_for({axis.key: value}))
+                config = job.config_for({axis.key: value})
+                _check_shared(job, axis, config)
+                _check_length(job, config)
     for corner in (0, -1):
         with _naming(job.axes):
             job.config_for({axis.key: axis.corners()[corner] for axis in job.axes})
@@ -150,6 +154,33 @@ def _check_shared(job: Job, axis: Axis, config: SweepConfig) -> None:
         for key in ours.keys() | theirs.keys():
             if is_fixed(key) and ours.get(key) != theirs.get(key):
                 raise UserError(f"its options differ in {key}, which all trials of a study share.")
+
+
+# A pruner compares the losses of trials at one step, so a step must be the same thing in all of them.
+LENGTH = ("trainer.iters", "trainer.epochs", "trainer.batch_size")
+
+
+def _check_pruner(composer: Composer, axes: list[Axis]) -> None:
+    pruner = OmegaConf.select(composer.compose(), "search.pruner.name")
+    for axis in axes:
+        if axis.key in LENGTH and pruner != "none":
+            with _naming([axis]):
+                raise _no_pruner(pruner, axis.key)
+
+
+def _no_pruner(pruner: str, key: str) -> UserError:
+    return UserError(
+        f"the pruner {pruner} compares trials at the same step, which says nothing where {key} differs.\n"
+        "Give it one value, or leave the pruner out: search/pruner=none"
+    )
+
+
+def _check_length(job: Job, config: SweepConfig) -> None:
+    """The same for what the options of a config group set."""
+    ours, theirs, pruner = flat(job.config.to_dict()), flat(config.to_dict()), config.search.pruner["name"]
+    for key in LENGTH:
+        if ours[key] != theirs[key] and pruner != "none":
+            raise _no_pruner(pruner, key)
 
 
 def cap_num_layers(job: Job, depth: int) -> tuple[Job, list[str]]:

@@ -1,5 +1,6 @@
 """The Optuna side of a search: one study in one storage, created or resumed, asked and told."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,8 @@ from sweeps.axes import Axis
 from sweeps.config import SweepConfig
 from sweeps.connect import first_line, public
 from sweeps.fingerprint import differences, fingerprint, identity
-from sweeps.samplers import DistinctSampler, exhausted, make_pruner
+from sweeps.pruners import make_pruner
+from sweeps.samplers import DistinctSampler, exhausted
 
 SQLITE_TIMEOUT = 60  # seconds to wait for a locked database
 STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
@@ -28,12 +30,30 @@ class Proposal:
     crashes: int = 0
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """A trial's validation loss after `step` optimizer steps."""
+
+    number: int
+    step: int
+    loss: float
+
+    def order(self) -> tuple[bool, float, int]:
+        """Best first; what is no number comes last."""
+        missing = math.isnan(self.loss)
+        return missing, 0.0 if missing else self.loss, self.number
+
+
 class Study:
     """A study in `config.storage`. Raises UserError where the storage cannot be used, or where a study of this
     name was made with settings that give other results. `contents`: what the model and the data hold, as short
-    hashes by name; they are part of what must be the same."""
+    hashes by name; they are part of what must be the same. `steps`: of a trial that is not stopped early."""
 
-    def __init__(self, name: str, config: SweepConfig, axes: list[Axis], contents: dict[str, str]) -> None:
+    def __init__(
+        self, name: str, config: SweepConfig, axes: list[Axis], contents: dict[str, str], steps: int = 1
+    ) -> None:
+        self.steps = steps
+        self.pruner = make_pruner(config.search.pruner, steps)
         self.axes = {axis.key: axis for axis in axes}
         self.n_trials = config.n_trials
         self.distributions = {key: axis.distribution() for key, axis in self.axes.items()}
@@ -43,7 +63,7 @@ class Study:
         self.optuna = optuna.create_study(
             study_name=name, storage=storage, load_if_exists=True, direction="minimize",
             sampler=DistinctSampler(config.search.sampler, config.seed, self.distributions),
-            pruner=make_pruner(config.search.pruner),
+            pruner=optuna.pruners.NopPruner(),  # `judge` has its own
         )  # fmt: skip
         self._check_same(name, config, axes, contents)
         self._live: dict[int, optuna.Trial] = {}
@@ -69,13 +89,26 @@ class Study:
         trials = self._trials()
         return len(trials) < self.n_trials and exhausted(self.distributions, trials)
 
-    def beaten(self, number: int, step: int, loss: float) -> bool:
-        """Reports an evaluation; true if the pruner would rather stop the trial."""
-        trial = self._live[number]
+    def judge(self, rows: list[Evaluation]) -> list[int]:
+        """Reports evaluations; returns the numbers of the trials that the pruner would rather stop.
+
+        No trial is judged at a step before all of `rows` at that step are reported; then the best comes first.
+        """
+        beaten: list[int] = []
+        for step in sorted({row.step for row in rows}):
+            there = sorted((row for row in rows if row.step == step), key=Evaluation.order)
+            for row in there:
+                self.report(row)
+            trials = {trial.number: trial for trial in self.optuna.get_trials(deepcopy=False)}
+            everyone = list(trials.values())
+            beaten += [row.number for row in there if self.pruner.beaten(trials[row.number], step, everyone)]
+        return list(dict.fromkeys(beaten))
+
+    def report(self, row: Evaluation) -> None:
+        trial = self._live[row.number]
         # A trial that is run again reports the same once more.
-        if step not in self.optuna._storage.get_trial(trial._trial_id).intermediate_values:
-            trial.report(loss, step)
-        return trial.should_prune()
+        if row.step not in self.optuna._storage.get_trial(trial._trial_id).intermediate_values:
+            trial.report(row.loss, row.step)
 
     def crashed(self, number: int) -> None:
         """Notes that the training process died while it ran this trial."""

@@ -10,7 +10,7 @@ from sweeps.display import Display
 from sweeps.preflight import trial_config
 from sweeps.protocol import Go, Report
 from sweeps.space import Job
-from sweeps.study import Proposal, Study
+from sweeps.study import Evaluation, Proposal, Study
 from sweeps.study_folder import ended_already, has_completed, trial_name
 from sweeps.tracking import Tracker
 
@@ -74,19 +74,26 @@ class Trials:
         for event in report.evaluated:
             self.tracker.log_evaluation(event.name, event.row)
             self.display.evaluated(event.name, event.row)
-            if self._beaten(event.name, event.row):
-                go.stop.append(event.name)
+        beaten = self._beaten(report)
         for ended in report.ended:
             self._ended(from_dict(TrialRecord, ended.record))
-        go.stop = [name for name in go.stop if name in self.running]
+        go.stop = [name for name in beaten if name in self.running]
         go.start = self._next(report.free)
         return go
 
-    def _beaten(self, name: str, row: dict[str, float]) -> bool:
-        spec = self.running[name]
-        if spec.number is None or row["step"] == 0:
-            return False
-        return self.study.beaten(spec.number, int(row["step"]), row["val_loss"])
+    def _beaten(self, report: Report) -> list[str]:
+        """The trials to be stopped. None is in its warm-up: losses at a rate that still rises tell little."""
+        rows: dict[str, Evaluation] = {}
+        for event in report.evaluated:
+            spec, step = self.running[event.name], int(event.row["step"])
+            if spec.number is not None and step > 0:
+                rows[spec.name] = Evaluation(spec.number, step, event.row["val_loss"])
+        beaten = self.study.judge(list(rows.values()))
+        return [name for name, row in rows.items() if row.number in beaten and row.step > self._warm_up(name)]
+
+    def _warm_up(self, name: str) -> int:
+        """How many steps its learning rate rises."""
+        return round(self.running[name].config["optimizer"]["warmup"] * self.study.steps)
 
     def _started(self, specs: list[TrialSpec]) -> None:
         for spec in specs:
@@ -136,7 +143,7 @@ class Trials:
         assert record.number is not None
         for row in load_metrics(self.folder / record.name):
             if row["step"] > 0:
-                self.study.beaten(record.number, row["step"], row["val_loss"])
+                self.study.report(Evaluation(record.number, row["step"], row["val_loss"]))
         self._ended(record)
 
     def _reference(self, role: str) -> TrialSpec:

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from sweeps.samplers import DistinctSampler, Distributions, cells, exhausted, grid, make_pruner
+from sweeps.samplers import DistinctSampler, Distributions, cells, exhausted, grid
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 MIXED: Distributions = {
@@ -91,11 +90,3 @@ def test_choices_of_different_kinds_differ() -> None:
     study = study_of("random", space)
     points = [study.ask(space).params["layers"] for _ in range(3)]
     assert set(points) == {1, "all", None}
-
-
-def test_pruners() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert isinstance(make_pruner({"name": "none"}), optuna.pruners.NopPruner)
-        median = make_pruner({"name": "median", "n_startup_trials": 2, "n_warmup_steps": 30})
-    assert isinstance(median, optuna.pruners.MedianPruner)

@@ -12,7 +12,7 @@ from lora_core.errors import UserError
 from lora_core.records import TrialRecord
 from sweeps.axes import Axis
 from sweeps.config import SweepConfig
-from sweeps.study import Proposal, Study, open_storage
+from sweeps.study import Evaluation, Proposal, Study, open_storage
 
 RATE = Axis("optimizer.learning_rate", "float", low=1e-5, high=1e-3, log=True)
 KEYS = Axis("lora_parameters.keys", "categorical", choices=[None, ["q", "v"]])
@@ -83,12 +83,12 @@ def test_an_interrupted_trial_keeps_its_number_and_values(config: SweepConfig) -
     first = opened(config)
     proposals = [first.ask(), first.ask()]
     assert proposals[0] is not None
-    first.beaten(0, 8, 2.0)
+    first.report(Evaluation(0, 8, 2.0))
     again = opened(config)
     assert again.interrupted() == proposals
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # Optuna warns of a second report at one step
-        again.beaten(0, 8, 2.0)
+        again.report(Evaluation(0, 8, 2.0))
     again.tell(ended(proposals[0]))
     third = again.ask()
     assert third is not None and third.number == 2
