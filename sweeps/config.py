@@ -18,6 +18,11 @@ from sweeps.keys import key_types
 SAMPLERS: dict[str, dict[str, int | None]] = {
     "tpe": {"n_startup_trials": 0, "n_ei_candidates": 1, "multivariate": None, "constant_liar": None},
     "random": {},
+    "grid": {},
+    "qmc": {},
+    "cmaes": {"n_startup_trials": 0, "consider_pruned_trials": None},
+    "gp": {"n_startup_trials": 1, "deterministic_objective": None},
+    "nsga2": {"population_size": 2},
 }
 PRUNERS: dict[str, dict[str, int | None]] = {
     "median": {"n_startup_trials": 0, "n_warmup_steps": 0, "interval_steps": 1},

@@ -16,6 +16,7 @@ from sweeps.compose import Composer, parse
 from sweeps.config import KEYS, SweepConfig, resolve
 from sweeps.explain import explain
 from sweeps.fingerprint import flat
+from sweeps.fits import LENGTH, check_methods, no_pruner
 from sweeps.grammar import axis_from, is_fixed
 
 __all__ = ["Axis", "Job", "cap_config", "cap_num_layers", "make_job"]
@@ -61,13 +62,21 @@ def make_job(overrides: list[str], config_dir: str | None = None) -> Job:
     written = written_keys(plain)
     argv = [*(["--config-dir", config_dir] if config_dir else []), *overrides]
     axes = _axes(composer, sweeps, written)
-    _check_pruner(composer, axes)
+    _check_methods(composer, axes)
     job = Job(resolve(composer.compose()), axes, written, argv, composer)
     if not job.axes:
         raise UserError("There is nothing to search: give an axis, such as lora_parameters.rank=4,8,16")
     job.config = job.config_for({})
     _check_axes(job)
     return job
+
+
+def _check_methods(composer: Composer, axes: list[Axis]) -> None:
+    """Before the configuration is checked as a whole: that without an axis need not be one that can be trained."""
+    sampler, pruner = (
+        OmegaConf.select(composer.compose(), f"search.{part}.name", default="") for part in ("sampler", "pruner")
+    )
+    check_methods(sampler, pruner, axes)
 
 
 def shown_overrides(overrides: list[str], config_dir: str | None = None) -> list[str]:
@@ -156,31 +165,12 @@ def _check_shared(job: Job, axis: Axis, config: SweepConfig) -> None:
                 raise UserError(f"its options differ in {key}, which all trials of a study share.")
 
 
-# A pruner compares the losses of trials at one step, so a step must be the same thing in all of them.
-LENGTH = ("trainer.iters", "trainer.epochs", "trainer.batch_size")
-
-
-def _check_pruner(composer: Composer, axes: list[Axis]) -> None:
-    pruner = OmegaConf.select(composer.compose(), "search.pruner.name")
-    for axis in axes:
-        if axis.key in LENGTH and pruner != "none":
-            with _naming([axis]):
-                raise _no_pruner(pruner, axis.key)
-
-
-def _no_pruner(pruner: str, key: str) -> UserError:
-    return UserError(
-        f"the pruner {pruner} compares trials at the same step, which says nothing where {key} differs.\n"
-        "Give it one value, or leave the pruner out: search/pruner=none"
-    )
-
-
 def _check_length(job: Job, config: SweepConfig) -> None:
-    """The same for what the options of a config group set."""
+    """A group's option must not make steps differ either, if there is a pruner."""
     ours, theirs, pruner = flat(job.config.to_dict()), flat(config.to_dict()), config.search.pruner["name"]
     for key in LENGTH:
         if ours[key] != theirs[key] and pruner != "none":
-            raise _no_pruner(pruner, key)
+            raise UserError(no_pruner(pruner, key))
 
 
 def cap_num_layers(job: Job, depth: int) -> tuple[Job, list[str]]:

@@ -120,7 +120,7 @@ def test_a_bad_store_is_traced_to_the_environment(monkeypatch: pytest.MonkeyPatc
         ("cluster.workers=2", "cluster.workers is not there yet"),
         ("quantization=4", "quantization=4 is not there yet"),
         ("train_type=dora", "train_type=dora is not there yet"),
-        ("search.sampler.name=tpa", "expected one of tpe, random. Did you mean tpe?"),
+        ("search.sampler.name=tpa", "expected one of tpe, random, grid, qmc, cmaes, gp, nsga2. Did you mean tpe?"),
         ("search.sampler.multivariate=3", "search.sampler.multivariate is 3: expected true or false"),
         ("search.pruner.interval_steps=0", "expected a whole number from 1"),
         ("+search.pruner.n_warmup=3", "no such option. Did you mean n_warmup_steps"),
