@@ -79,7 +79,7 @@ def compute(study: Study) -> Answer:
     best_loss = value(best)
     if best is None or best_loss is None:
         return answer
-    contenders = [_contender(trial, best_loss) for trial in study.completed[: RUNNERS_UP + 1]]
+    contenders = [_contender(trial, best_loss) for trial in study.eligible[: RUNNERS_UP + 1]]
     answer.winner, answer.runners_up = contenders[0], contenders[1:]
     answer.gains = gains(study, best_loss)
     answer.adapter, answer.command = adapter_folder(study, best), generate_command(study, best)
@@ -93,12 +93,16 @@ def counts(study: Study) -> Counts:
 
 
 def reasons(study: Study) -> dict[str, int]:
-    """Reason → number of trials that were pruned or failed for it, most frequent first."""
+    """Reason → number of trials that were pruned, failed or cannot win for it, most frequent first."""
     found: dict[str, int] = {}
     for trial in study.searched:
         if trial.state in ("pruned", "failed"):
             told = f"{trial.state}: {trial.reason or 'no reason recorded'}"
-            found[told] = found.get(told, 0) + 1
+        elif constraint := study.broken(trial).partition(" (")[0]:
+            told = f"complete, but {constraint}"
+        else:
+            continue
+        found[told] = found.get(told, 0) + 1
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 

@@ -61,8 +61,8 @@ def compute(study: Study) -> Heatmap:
     for trial, rank, ratio in zip(study.completed, ranks, ratios, strict=True):
         inside.setdefault((row_of(rank), column_of(ratio)), []).append(trial)
     cells = [[_cell(inside.get((i, j), [])) for j in range(len(ratio_labels))] for i in range(len(rank_labels))]
-    # The winner comes first among the completed.
-    cells[row_of(ranks[0])][column_of(ratios[0])].winner = True
+    if study.winner is not None:
+        cells[row_of(rank_of(study.winner))][column_of(ratio_of(study.winner))].winner = True
     return Heatmap(rank_labels, ratio_labels, cells)
 
 

@@ -30,6 +30,8 @@ def no_winner(answer: Answer) -> str:
     if answer.counts.ended == 0:
         return "No trial has ended, so there is nothing to rank."
     why = [f"{count} {told}" for told, count in answer.reasons.items()]
+    if answer.counts.complete:
+        return f"No completed trial meets the constraints, so there is nothing to rank. {'; '.join(why)}."
     return f"No trial has completed, so there is nothing to rank. {'; '.join(why)}."
 
 

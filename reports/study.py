@@ -9,6 +9,7 @@ from typing import Any
 
 from lora_core.config import TrainConfig
 from lora_core.records import StudyRecord, TrialRecord, load_metrics, load_study, load_trials
+from reports.constraints import broken, constraints_of
 from reports.wording import typed
 
 # A `train` run is read as a study of one trial.
@@ -48,9 +49,18 @@ class Study:
         done = [trial for trial in self.searched if trial.state == "complete" and value(trial) is not None]
         return sorted(done, key=lambda trial: (value(trial), trial.number or 0))
 
+    def broken(self, trial: TrialRecord) -> str:
+        """Which constraints of the search the trial breaks, in words; empty if none."""
+        return broken(trial, constraints_of(self.record.config))
+
+    @property
+    def eligible(self) -> list[TrialRecord]:
+        """Those of `completed` that may win: they break no constraint."""
+        return [trial for trial in self.completed if not self.broken(trial)]
+
     @property
     def winner(self) -> TrialRecord | None:
-        return next(iter(self.completed), None)
+        return next(iter(self.eligible), None)
 
     @property
     def repeated(self) -> bool:

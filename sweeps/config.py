@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lora_core.config import TrainConfig, check
 from lora_core.errors import UserError, near
+from reports.constraints import COSTS, parse
 from sweeps.explain import explain
 from sweeps.keys import key_types
 
@@ -50,8 +51,8 @@ class SearchConfig:
     sampler: dict[str, Any] = field(default_factory=lambda: {"name": "tpe"})
     pruner: dict[str, Any] = field(default_factory=lambda: {"name": "median"})
     confirm: ConfirmConfig = field(default_factory=ConfirmConfig)
-    objectives: Any = None
-    constraints: Any = None
+    objectives: list[str] | None = None
+    constraints: list[str] | None = None
     when: Any = None
 
 
@@ -93,6 +94,9 @@ def resolve(composed: DictConfig) -> SweepConfig:
     check(config)
     _check_not_yet(config)
     _check_study(config)
+    check_objectives(config.search.objectives)
+    for text in config.search.constraints or []:
+        parse(text)
     _check_method("search.sampler", config.search.sampler, SAMPLERS)
     _check_method("search.pruner", config.search.pruner, PRUNERS)
     return config
@@ -120,8 +124,6 @@ def _check_not_yet(config: SweepConfig) -> None:
     search = config.search
     off = {
         "search.confirm": (search.confirm, ConfirmConfig()),
-        "search.objectives": (search.objectives, None),
-        "search.constraints": (search.constraints, None),
         "search.when": (search.when, None),
         "tracking.keep": (config.tracking.keep, "all"),
         "cluster.workers": (config.cluster.workers, 1),
@@ -129,6 +131,15 @@ def _check_not_yet(config: SweepConfig) -> None:
     for key, (found, default) in off.items():
         if found != default:
             raise UserError(f"{key} is not there yet: leave it at its default.")
+
+
+def check_objectives(names: list[str] | None) -> None:
+    """Raises UserError for what cannot be minimised; the first one decides who wins."""
+    for index, name in enumerate(names or []):
+        if name not in COSTS:
+            raise UserError(f"search.objectives: {name!r} is none of {', '.join(COSTS)}.{near(name, COSTS)}")
+        _require(name not in (names or [])[:index], "search.objectives", names, "each name once")
+    _require(names is None or names[:1] == ["val_loss"], "search.objectives", names, "val_loss as the first")
 
 
 def _check_study(config: SweepConfig) -> None:

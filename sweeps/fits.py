@@ -13,9 +13,11 @@ PACKAGES = {"cmaes": "cmaes", "gp": "torch"}
 LENGTH = ("trainer.iters", "trainer.epochs", "trainer.batch_size")
 
 
-def check_methods(sampler: str, pruner: str, axes: list[Axis]) -> None:
+def check_methods(sampler: str, pruner: str, axes: list[Axis], objectives: int = 1) -> None:
     """Raises UserError where the sampler or the pruner has no meaning for these axes, or is not installed."""
     _check_installed(sampler)
+    if objectives > 1:
+        _check_objectives(sampler, pruner)
     for axis in axes:
         if axis.key in LENGTH and pruner != "none":
             raise UserError(f"Axis {axis}: {no_pruner(pruner, axis.key)}")
@@ -29,6 +31,16 @@ def check_methods(sampler: str, pruner: str, axes: list[Axis]) -> None:
             "search/sampler=cmaes models ranges and intervals, and this space has only lists of values.\n"
             "Write one of them as a range or an interval, or take another search/sampler."
         )
+
+
+def _check_objectives(sampler: str, pruner: str) -> None:
+    if pruner != "none":
+        raise UserError(
+            f"search.objectives names several, and the pruner {pruner} stops a trial for one of them alone.\n"
+            "Leave one, or leave the pruner out: search/pruner=none"
+        )
+    if sampler == "cmaes":
+        raise UserError("search/sampler=cmaes knows one objective only: take tpe, nsga2, gp, random, grid or qmc.")
 
 
 def no_pruner(pruner: str, key: str) -> str:

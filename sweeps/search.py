@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lora_core.batches import steps_for
 from lora_core.records import StudyRecord, now, save_study
+from reports.constraints import constraints_of
 from reports.wording import typed
 from sweeps.client import OutOfMemory, Worker, WorkerDied
 from sweeps.display import Display
@@ -46,7 +47,7 @@ def run(job: Job) -> int:
     name = job.config.study or f"{job.config.search.name}-{datetime.now():%Y%m%d-%H%M%S}"
     folder = Path(job.config.output_dir).absolute() / name
     check_places(job.config, folder)
-    display = Display(job.config.n_trials)
+    display = Display(job.config.n_trials, constraints_of(job.config.to_dict()))
     slots, choose = slots_for(job.config, earlier_record(folder))
     try:
         with Worker(Setup(job.config.to_dict(), slots, variants(job)), display.progress) as worker:

@@ -76,7 +76,8 @@ def _check_methods(composer: Composer, axes: list[Axis]) -> None:
     sampler, pruner = (
         OmegaConf.select(composer.compose(), f"search.{part}.name", default="") for part in ("sampler", "pruner")
     )
-    check_methods(sampler, pruner, axes)
+    objectives = OmegaConf.select(composer.compose(), "search.objectives")
+    check_methods(sampler, pruner, axes, len(objectives) if isinstance(objectives, ListConfig) else 1)
 
 
 def shown_overrides(overrides: list[str], config_dir: str | None = None) -> list[str]:

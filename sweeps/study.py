@@ -9,6 +9,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lora_core.errors import UserError
 from lora_core.records import TrialRecord
+from reports.constraints import ALIASES, Constraint, parse
 from sweeps.axes import Axis
 from sweeps.config import SweepConfig
 from sweeps.connect import first_line, public
@@ -54,6 +55,8 @@ class Study:
     ) -> None:
         self.steps = steps
         self.pruner = make_pruner(config.search.pruner, steps)
+        self.objectives = [ALIASES.get(each, each) for each in config.search.objectives or ["val_loss"]]
+        self.constraints = [parse(text) for text in config.search.constraints or []]
         self.axes = {axis.key: axis for axis in axes}
         self.n_trials = config.n_trials
         self.distributions = {key: axis.distribution() for key, axis in self.axes.items()}
@@ -61,7 +64,8 @@ class Study:
         storage = open_storage(config.storage)
         self.is_new = name not in optuna.get_all_study_names(storage)
         self.optuna = optuna.create_study(
-            study_name=name, storage=storage, load_if_exists=True, direction="minimize",
+            study_name=name, storage=storage, load_if_exists=True,
+            directions=["minimize"] * len(self.objectives),
             sampler=DistinctSampler(config.search.sampler, config.seed, self.distributions),
             pruner=optuna.pruners.NopPruner(),  # `judge` has its own
         )  # fmt: skip
@@ -106,6 +110,8 @@ class Study:
 
     def report(self, row: Evaluation) -> None:
         trial = self._live[row.number]
+        if len(self.objectives) > 1:
+            return  # Optuna takes no reports then, and there is no pruner
         # A trial that is run again reports the same once more.
         if row.step not in self.optuna._storage.get_trial(trial._trial_id).intermediate_values:
             trial.report(row.loss, row.step)
@@ -122,8 +128,19 @@ class Study:
         trial.set_user_attr("metrics", record.metrics)
         if record.reason:
             trial.set_user_attr("reason", record.reason)
+        for constraint in self.constraints:
+            self._tell_constraint(trial, constraint, record)
         state = STATES[record.state]
-        self.optuna.tell(trial, record.value if state == TrialState.COMPLETE else None, state=state)
+        values = [record.metrics[each] for each in self.objectives] if state == TrialState.COMPLETE else None
+        self.optuna.tell(trial, values, state=state)
+
+    def _tell_constraint(self, trial: optuna.Trial, constraint: Constraint, record: TrialRecord) -> None:
+        """A trial that did not complete may lack the number; a complete one that does breaks the constraint."""
+        excess = constraint.excess(record.metrics)
+        if excess is None and record.state == "complete":
+            excess = 1.0
+        if excess is not None:
+            trial.set_constraint(str(constraint), excess)
 
     def forget(self) -> None:
         """Takes the study out of its storage, if this object has put it there."""

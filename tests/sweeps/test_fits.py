@@ -20,6 +20,11 @@ ALONE = "search.space=[]"
     [
         (["search/sampler=grid", RANK, RATE], ["Axis optimizer.learning_rate=", "optimizer.learning_rate=a,b"]),
         (["search/sampler=cmaes", RANK], ["cmaes", "range or an interval"]),
+        (["search.objectives=[val_loss,adapter_mb]", RANK], ["search.objectives", "median", "search/pruner=none"]),
+        (
+            ["search.objectives=[val_loss,adapter_mb]", "search/pruner=none", "search/sampler=cmaes", RATE],
+            ["cmaes", "one objective only"],
+        ),
     ],
 )
 def test_refused(argv: list[str], words: list[str]) -> None:

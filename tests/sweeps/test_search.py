@@ -124,6 +124,33 @@ def test_no_trial_is_stopped_while_its_rate_warms_up(undisturbed: Place, place: 
     assert {trial.state for trial in place.trials()} == {"complete"}
 
 
+def test_a_grid_of_two_objectives_under_a_constraint(
+    undisturbed: Place, place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = {trial.params["lora_parameters.rank"]: trial.metrics["adapter_mb"] for trial in undisturbed.trials()}
+    argv = place.arguments(
+        "search=quick", "search/sampler=grid", "search/pruner=none", "search.objectives=[val_loss,adapter_mb]",
+        f"search.constraints=['adapter_mb<{sizes[4]:.6f}']", "optimizer.learning_rate=1e-3,1e-2", "trainer.slots=1",
+        "lora_parameters.rank=2,4", f"storage=sqlite:///{place.root}/optuna.db", "study=s", "n_trials=9",
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("reports.writer.build", lambda folder: folder / "report" / "report.html")
+        assert main(["search", *argv]) == 0
+    printed = capsys.readouterr().out
+    told = optuna.load_study(study_name="s", storage=f"sqlite:///{place.root}/optuna.db").trials
+    assert [trial.values for trial in told] == [[t.value, t.metrics["adapter_mb"]] for t in place.trials()]
+    points = [(t.params["optimizer.learning_rate"], t.params["lora_parameters.rank"]) for t in told]
+    assert points == [(1e-3, 2), (1e-3, 4), (1e-2, 2), (1e-2, 4)]
+    assert "all of its 4 settings were tried" in printed
+    # The larger rank learns faster, but may not win.
+    best = min((t for t in place.trials() if t.params["lora_parameters.rank"] == 2), key=lambda t: t.value or 9)
+    assert f"{best.name} wins" in printed
+    assert len([line for line in printed.splitlines() if "breaks adapter_mb<" in line]) == 2
+    runs = mlflow_runs(place)
+    assert runs["study"].data.metrics["study/best_so_far"] == best.value
+    assert runs["study"].data.tags["sweep.objective"] == "minimize best_val_loss, adapter_mb"
+
+
 def test_more_trials_continue_the_study(undisturbed: Place, place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     assert quick(place, "trainer.slots=1", "n_trials=3") == 0
     assert len(place.trials()) == 3
