@@ -58,6 +58,14 @@ class Test:
 
 
 @dataclass
+class Savings:
+    """Optimizer steps that the trials stopped by the pruner did not take, and those planned for all that ended."""
+
+    steps: int
+    planned: int
+
+
+@dataclass
 class Answer:
     """`finalists`: the trials that were confirmed, best first, and `leads`: the first one's over each other; empty
     where nothing was. `confirming`: how many of the trainings with other seeds have ended, and of how many.
@@ -78,6 +86,7 @@ class Answer:
     adapter: str | None = None
     command: str | None = None
     reasons: dict[str, int] = field(default_factory=dict)  # why trials did not complete → how many
+    savings: Savings | None = None  # None: no pruner
 
     def gain(self, over: str) -> Gain | None:
         return next((gain for gain in self.gains if gain.over == over), None)
@@ -89,8 +98,9 @@ class Answer:
 def compute(study: Study) -> Answer:
     """The answer of `study`, whatever state it is in; without a completed trial it has no winner."""
     answer = Answer(
-        study.record.state, counts(study), study.repeated, study.record.resume_command, reasons=reasons(study)
-    )
+        study.record.state, counts(study), study.repeated, study.record.resume_command,
+        reasons=reasons(study), savings=savings(study),
+    )  # fmt: skip
     best = study.winner
     if best is None:
         return answer
@@ -110,13 +120,25 @@ def counts(study: Study) -> Counts:
 
 
 def reasons(study: Study) -> dict[str, int]:
-    """Reason → number of trials that were pruned or failed for it, most frequent first."""
+    """Reason → number of trials that were pruned, failed or cannot win for it, most frequent first."""
     found: dict[str, int] = {}
     for trial in study.searched:
         if trial.state in ("pruned", "failed"):
             told = f"{trial.state}: {trial.reason or 'no reason recorded'}"
-            found[told] = found.get(told, 0) + 1
+        elif constraint := study.broken(trial).partition(" (")[0]:
+            told = f"complete, but {constraint}"
+        else:
+            continue
+        found[told] = found.get(told, 0) + 1
     return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def savings(study: Study) -> Savings | None:
+    if study.record.pruner in ("", "none"):
+        return None
+    ended = [trial for trial in study.searched if trial.state != "running"]
+    saved = sum(trial.planned_steps - trial.step for trial in ended if trial.state == "pruned")
+    return Savings(saved, sum(trial.planned_steps for trial in ended))
 
 
 Loss = Callable[[TrialRecord | None], float | None]
@@ -151,7 +173,7 @@ def _contenders(study: Study) -> list[Contender]:
     """The winner and its runners-up: what was confirmed, by its mean, or the best by their own loss."""
     rows = [(each.name, each.params, each.mean) for each in study.confirmed]
     if not rows:
-        best = study.completed[: RUNNERS_UP + 1]
+        best = study.eligible[: RUNNERS_UP + 1]
         rows = [(trial.name, trial.params, own) for trial in best if (own := value(trial)) is not None]
     first = rows[0][2]
     return [Contender(name, params, loss, perplexity(loss), loss - first) for name, params, loss in rows]

@@ -17,6 +17,7 @@ class Point:
     number: int
     loss: float
     state: str
+    eligible: bool = True  # breaks no constraint
 
 
 @dataclass
@@ -57,7 +58,9 @@ class Curves:
 
 def history(study: Study) -> History:
     points = [
-        Point(trial.name, trial.number if trial.number is not None else place, own, trial.state)
+        Point(
+            trial.name, trial.number if trial.number is not None else place, own, trial.state, not study.broken(trial)
+        )
         for place, trial in enumerate(study.searched)
         if (own := value(trial)) is not None and trial.state in ("complete", "pruned")
     ]
@@ -70,10 +73,10 @@ def history(study: Study) -> History:
 
 
 def best_so_far(points: list[Point]) -> list[tuple[int, float]]:
-    """Only completed trials count: a pruned one cannot win."""
+    """Only what may win counts: completed trials that break no constraint."""
     best: list[tuple[int, float]] = []
     for point in sorted(points, key=lambda point: point.number):
-        if point.state == "complete":
+        if point.state == "complete" and point.eligible:
             best.append((point.number, min(point.loss, best[-1][1]) if best else point.loss))
     return best
 

@@ -61,8 +61,8 @@ def compute(study: Study) -> Heatmap:
     for trial, rank, ratio in zip(study.completed, ranks, ratios, strict=True):
         inside.setdefault((row_of(rank), column_of(ratio)), []).append(trial)
     cells = [[_cell(inside.get((i, j), [])) for j in range(len(ratio_labels))] for i in range(len(rank_labels))]
-    best = next(place for place, trial in enumerate(study.completed) if trial is study.winner)
-    cells[row_of(ranks[best])][column_of(ratios[best])].winner = True
+    if study.winner is not None:
+        cells[row_of(rank_of(study.winner))][column_of(ratio_of(study.winner))].winner = True
     return Heatmap(rank_labels, ratio_labels, cells)
 
 

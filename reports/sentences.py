@@ -34,17 +34,30 @@ def no_winner(answer: Answer) -> str:
     if answer.counts.ended == 0:
         return "No trial has ended, so there is nothing to rank."
     why = [f"{count} {told}" for told, count in answer.reasons.items()]
+    if answer.counts.complete:
+        return f"No completed trial meets the constraints, so there is nothing to rank. {'; '.join(why)}."
     return f"No trial has completed, so there is nothing to rank. {'; '.join(why)}."
 
 
 def body(answer: Answer) -> list[str]:
     """The answer in sentences, after its headline."""
     if answer.winner is None:
-        return [no_winner(answer)]
+        return [no_winner(answer), *_savings(answer)]
     told = [_gain(answer, over) for over in OVER]
     if answer.counts.complete == 1:
         told.append("There is no runner-up: no other trial has completed.")
-    return [*told, *confirmation(answer), test_set(answer)]
+    return [*told, *confirmation(answer), test_set(answer), *_savings(answer)]
+
+
+def _savings(answer: Answer) -> list[str]:
+    """What the pruner has saved, if there is one and a trial has ended."""
+    saved = answer.savings
+    if saved is None or not saved.planned:
+        return []
+    if not saved.steps:
+        return ["The pruner has stopped no trial."]
+    share = percent(100 * saved.steps / saved.planned)
+    return [f"Pruning saved {saved.steps:,} of {plural(saved.planned, 'optimizer step')} ({share})."]
 
 
 def confirmation(answer: Answer) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from lora_core.config import TrainConfig
 from lora_core.records import StudyRecord, TrialRecord, load_metrics, load_study, load_trials
+from reports.constraints import broken, constraints_of
 from reports.seeds import Seeds, ranked
 from reports.wording import typed
 
@@ -49,17 +50,26 @@ class Study:
         done = [trial for trial in self.searched if trial.state == "complete" and value(trial) is not None]
         return sorted(done, key=lambda trial: (value(trial), trial.number or 0))
 
+    def broken(self, trial: TrialRecord) -> str:
+        """Which constraints of the search the trial breaks, in words; empty if none."""
+        return broken(trial, constraints_of(self.record.config))
+
+    @property
+    def eligible(self) -> list[TrialRecord]:
+        """Those of `completed` that may win: they break no constraint."""
+        return [trial for trial in self.completed if not self.broken(trial)]
+
     @property
     def winner(self) -> TrialRecord | None:
-        """The best mean over its own seed and its repeats among the trials that were confirmed; without any, or
-        while some are still to be, the lowest `best_val_loss`."""
+        """Of those that may win, the one with the best mean over its own seed and its repeats; where none was
+        confirmed, or some are still to be, that with the lowest `best_val_loss`."""
         best = next(iter(self.confirmed), None)
-        return next((trial for trial in self.completed if best is None or trial.name == best.name), None)
+        return next((trial for trial in self.eligible if best is None or trial.name == best.name), None)
 
     @property
     def finalists(self) -> list[TrialRecord]:
         """The best `search.confirm.k` by their own seed: those that are trained again."""
-        return self.completed[: self._confirm["k"]] if self.record.kind == "search" else []
+        return self.eligible[: self._confirm["k"]] if self.record.kind == "search" else []
 
     @property
     def confirmed(self) -> list[Seeds]:
@@ -68,7 +78,7 @@ class Study:
         done, planned = self.confirming
         if not planned or done < planned:
             return []
-        return ranked([self._seeds(trial) for trial in self.completed if self.repeats(trial)])
+        return ranked([self._seeds(trial) for trial in self.eligible if self.repeats(trial)])
 
     @property
     def confirming(self) -> tuple[int, int]:

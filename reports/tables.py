@@ -39,20 +39,27 @@ class LeaderRow:
     mean: float | None
     sd: float | None
     seeds: int | None
+    broken: str = ""  # which constraints, in words
 
     @property
     def pinned(self) -> bool:
         return self.role in ("base", "default")
 
+    @property
+    def standing(self) -> str:
+        """Its state, and what keeps it from winning."""
+        return f"{self.state}, {self.broken}" if self.broken else self.state
+
 
 def leaderboard(study: Study) -> list[LeaderRow]:
-    """Base and default, then completed trials by value, then the others by value as far as they came."""
-    ranked = {trial.name: rank for rank, trial in enumerate(study.completed, 1)}
+    """Base and default, then completed trials by value, then the others by value as far as they came, those first
+    that completed but break a constraint."""
+    ranked = {trial.name: rank for rank, trial in enumerate(study.eligible, 1)}
     others = [trial for trial in study.searched if trial.name not in ranked]
     others.sort(key=lambda trial: (_order(trial), trial.number or 0))
     repeats = [trial for trial in study.trials if trial.role == "confirm"]
     pinned = [trial for trial in (study.base, study.default) if trial is not None]
-    ordered = [*pinned, *study.completed, *others, *repeats]
+    ordered = [*pinned, *study.eligible, *others, *repeats]
     confirmed = {each.name: each for each in study.confirmed}
     return [_leader_row(study, trial, ranked.get(trial.name), confirmed.get(trial.name)) for trial in ordered]
 
@@ -72,6 +79,7 @@ def _leader_row(study: Study, trial: TrialRecord, rank: int | None, seeds: Seeds
         nats, relative(nats, base) if nats is not None and base is not None else None,
         trial.step, trial.planned_steps, trial.best_step, trial is study.winner,
         seeds.mean if seeds else None, seeds.sd if seeds else None, seeds.n if seeds else None,
+        study.broken(trial) if trial.role not in ("base", "default") else "",
     )  # fmt: skip
 
 
@@ -94,7 +102,7 @@ def trials_frame(study: Study, rows: list[LeaderRow]) -> "pandas.DataFrame":
 
 def _flat(row: LeaderRow, record: TrialRecord) -> dict[str, Any]:
     who = {"name": row.name, "role": row.role, "number": record.number, "repeat": record.repeat}
-    how = {"state": row.state, "reason": row.reason, "rank": row.rank}
+    how = {"state": row.state, "reason": row.broken or row.reason, "rank": row.rank}
     steps = {"steps": row.steps, "planned_steps": row.planned_steps, "best_step": row.best_step}
     gain = {"gain_nats": row.gain_nats, "gain_percent": row.gain_percent}
     seeds = {"mean_val_loss": row.mean, "sd_val_loss": row.sd, "seeds": row.seeds}

@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lora_core.config import TrainConfig, check
 from lora_core.errors import UserError, near
+from reports.constraints import COSTS, parse
 from sweeps.explain import explain
 from sweeps.keys import key_types
 
@@ -18,9 +19,16 @@ from sweeps.keys import key_types
 SAMPLERS: dict[str, dict[str, int | None]] = {
     "tpe": {"n_startup_trials": 0, "n_ei_candidates": 1, "multivariate": None, "constant_liar": None},
     "random": {},
+    "grid": {},
+    "qmc": {},
+    "cmaes": {"n_startup_trials": 0, "consider_pruned_trials": None},
+    "gp": {"n_startup_trials": 1, "deterministic_objective": None},
+    "nsga2": {"population_size": 2},
 }
 PRUNERS: dict[str, dict[str, int | None]] = {
-    "median": {"n_startup_trials": 0, "n_warmup_steps": 0, "interval_steps": 1, "n_min_trials": 1},
+    "median": {"n_startup_trials": 0, "n_warmup_steps": 0, "interval_steps": 1},
+    "asha": {"min_resource": 1, "reduction_factor": 2},
+    "hyperband": {"min_resource": 1, "reduction_factor": 2},
     "none": {},
 }
 _EXAMPLES = {"data.path": "PATH: a folder of train/valid/test.jsonl, one .jsonl, or a Hugging Face id"}
@@ -43,8 +51,8 @@ class SearchConfig:
     sampler: dict[str, Any] = field(default_factory=lambda: {"name": "tpe"})
     pruner: dict[str, Any] = field(default_factory=lambda: {"name": "median"})
     confirm: ConfirmConfig = field(default_factory=ConfirmConfig)
-    objectives: Any = None
-    constraints: Any = None
+    objectives: list[str] | None = None
+    constraints: list[str] | None = None
     when: Any = None
 
 
@@ -86,6 +94,9 @@ def resolve(composed: DictConfig) -> SweepConfig:
     check(config)
     _check_not_yet(config)
     _check_study(config)
+    check_objectives(config.search.objectives)
+    for text in config.search.constraints or []:
+        parse(text)
     _check_method("search.sampler", config.search.sampler, SAMPLERS)
     _check_method("search.pruner", config.search.pruner, PRUNERS)
     return config
@@ -112,8 +123,6 @@ def short_name(path: str) -> str:
 def _check_not_yet(config: SweepConfig) -> None:
     search = config.search
     off = {
-        "search.objectives": (search.objectives, None),
-        "search.constraints": (search.constraints, None),
         "search.when": (search.when, None),
         "tracking.keep": (config.tracking.keep, "all"),
         "cluster.workers": (config.cluster.workers, 1),
@@ -121,6 +130,15 @@ def _check_not_yet(config: SweepConfig) -> None:
     for key, (found, default) in off.items():
         if found != default:
             raise UserError(f"{key} is not there yet: leave it at its default.")
+
+
+def check_objectives(names: list[str] | None) -> None:
+    """Raises UserError for what cannot be minimised; the first one decides who wins."""
+    for index, name in enumerate(names or []):
+        if name not in COSTS:
+            raise UserError(f"search.objectives: {name!r} is none of {', '.join(COSTS)}.{near(name, COSTS)}")
+        _require(name not in (names or [])[:index], "search.objectives", names, "each name once")
+    _require(names is None or names[:1] == ["val_loss"], "search.objectives", names, "val_loss as the first")
 
 
 def _check_study(config: SweepConfig) -> None:

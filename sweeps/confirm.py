@@ -11,7 +11,7 @@ from sweeps.study_folder import ended_already
 
 def rounds(folder: Path, confirm: ConfirmConfig) -> list[list[TrialSpec]]:
     """What is missing of the repeats of the study's finalists: a list for each repeat, which is a seed of its own."""
-    finalists = load(folder).completed[: confirm.k]
+    finalists = load(folder).eligible[: confirm.k]
     planned = [[_again(folder, trial, repeat) for trial in finalists] for repeat in range(1, confirm.repeats + 1)]
     missing = [[spec for spec in specs if ended_already(spec) is None] for specs in planned]
     return [specs for specs in missing if specs]

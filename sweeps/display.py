@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Self
 
@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from lora_core.records import TrialRecord
 from lora_core.trial import TrialSpec
+from reports.constraints import Constraint, broken
 from reports.wording import listed, plural
 from sweeps import protocol
 from sweeps.run_values import run_name
@@ -20,7 +21,8 @@ from sweeps.run_values import run_name
 class Display:
     """Use as a context manager while trials run; `say`, `fail` and `doing` work at any other time too."""
 
-    def __init__(self, n_trials: int) -> None:
+    def __init__(self, n_trials: int, constraints: Sequence[Constraint] = ()) -> None:
+        self.constraints = list(constraints)
         # Lines are not wrapped: a path or a command must stay whole for copying.
         self.console = Console(highlight=False, soft_wrap=True)
         self.n_trials = n_trials
@@ -111,7 +113,7 @@ class Display:
         """One line for the trial, and the bar moves on."""
         self._count(record)
         self.work.ended(record)
-        line = _line(record, self.best)
+        line = _line(record, self.best, broken(record, self.constraints) if record.role == "trial" else "")
         if self.console.is_terminal:
             self.console.print(line, soft_wrap=False, no_wrap=True, overflow="ellipsis", crop=True)
         else:
@@ -122,7 +124,8 @@ class Display:
         if record.role == "trial":
             self.done += 1
         self.repeated += record.role == "confirm"
-        if record.role in ("trial", "train") and record.state == "complete" and record.value is not None:
+        kept = not broken(record, self.constraints)
+        if record.role in ("trial", "train") and record.state == "complete" and record.value is not None and kept:
             self.best = min(self.best, record.value)
 
     def _refresh(self) -> None:
@@ -192,10 +195,10 @@ def _loss(value: float) -> str:
     return "–" if math.isinf(value) else f"{value:.4f}"
 
 
-def _line(record: TrialRecord, best: float) -> str:
+def _line(record: TrialRecord, best: float, breaks: str = "") -> str:
     value = "" if record.value is None else f"{record.value:.4f}"
-    mark = " ★" if record.role == "trial" and record.value == best else ""
-    how = {"pruned": f"pruned at step {record.step}", "failed": f"failed: {record.reason}"}.get(record.state)
+    mark = " ★" if record.role == "trial" and record.value == best and not breaks else ""
+    how = {"pruned": f"pruned at step {record.step}", "failed": f"failed: {record.reason}"}
     settings = run_name(record).removeprefix(record.name).strip()
-    what = "  ".join(part for part in (settings, escape(how or "")) if part)
+    what = "  ".join(part for part in (settings, escape(how.get(record.state, breaks))) if part)
     return f"[bold]{record.name:<11}[/] {value:>8}{mark:<2} {what}"

@@ -9,6 +9,7 @@ from lora_core.records import StudyRecord
 from sweeps.axes import hydra_text
 from sweeps.config import SweepConfig
 from sweeps.connect import alone, open_client, sqlite_file
+from sweeps.fits import ADAPTIVE
 from sweeps.space import Job
 from sweeps.study_folder import check_writable
 
@@ -85,7 +86,7 @@ def slots_for(config: SweepConfig, earlier: StudyRecord | None) -> tuple[int, bo
 
 
 def _most(sampler: str, pruner: str, n_trials: int) -> int:
-    return max(1, n_trials // 4) if sampler != "random" or pruner != "none" else n_trials
+    return max(1, n_trials // 4) if sampler in ADAPTIVE or pruner != "none" else n_trials
 
 
 def slot_notes(config: SweepConfig) -> list[str]:

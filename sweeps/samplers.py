@@ -1,7 +1,8 @@
-"""Samplers and pruners by name, and the wrapper that makes a search repeatable and free of duplicates."""
+"""Samplers by name, and the wrapper that makes a search repeatable and free of duplicates."""
 
 import itertools
 import math
+import warnings
 from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
@@ -9,27 +10,26 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
-from optuna.pruners import BasePruner, MedianPruner, NopPruner
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial
 
+from sweeps.lowdiscrepancy import point
+
 Distributions = dict[str, BaseDistribution]
-SAMPLERS: dict[str, type[BaseSampler]] = {"tpe": TPESampler, "random": RandomSampler}
-PRUNERS: dict[str, type[BasePruner]] = {"median": MedianPruner, "none": NopPruner}
+SAMPLERS: dict[str, type[BaseSampler]] = {
+    "tpe": TPESampler, "random": RandomSampler, "cmaes": CmaEsSampler, "gp": GPSampler, "nsga2": NSGAIISampler,
+}  # fmt: skip
+# Axes that these cannot model are drawn at random, which is not worth a warning for every one.
+SILENT = {"cmaes": {"warn_independent_sampling": False}, "gp": {"warn_independent_sampling": False}}
 REDRAWS = 20
-
-
-def make_pruner(settings: dict[str, Any]) -> BasePruner:
-    """The pruner that `search.pruner` describes: `name` and its own options."""
-    options = {key: value for key, value in settings.items() if key != "name"}
-    return PRUNERS[settings["name"]](**options)
 
 
 class DistinctSampler(BaseSampler):
     """Draws with a sampler made anew for every trial, seeded from (seed, trial number, attempt).
 
     So a resumed search goes on as an undisturbed one would. What was drawn before is drawn again, up to
-    REDRAWS times; then the first setting not yet tried is taken from a finite space.
+    REDRAWS times; then the first setting not yet tried is taken from a finite space. `grid` does only that.
     """
 
     def __init__(self, settings: dict[str, Any], seed: int, distributions: Distributions) -> None:
@@ -43,11 +43,12 @@ class DistinctSampler(BaseSampler):
     def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: Distributions) -> dict[str, Any]:
         others = [other for other in study.get_trials(deepcopy=False) if other.number != trial.number]
         tried = {_point(other.params) for other in others}
-        for attempt in range(REDRAWS):
+        params: dict[str, Any] = {}
+        for attempt in range(0 if self.settings["name"] == "grid" else REDRAWS):
             params = self._draw(study, trial, attempt)
             if _point(params) not in tried:
                 return params
-        untried = (point for point in grid(self.distributions) if _point(point) not in tried)
+        untried = (cell for cell in grid(self.distributions) if _point(cell) not in tried)
         return next(untried, params)
 
     def sample_independent(
@@ -56,15 +57,25 @@ class DistinctSampler(BaseSampler):
         raise ValueError(f"{param_name} is no axis of this study")
 
     def _draw(self, study: optuna.Study, trial: FrozenTrial, attempt: int) -> dict[str, Any]:
-        options = {key: value for key, value in self.settings.items() if key != "name"}
-        seed = int(np.random.SeedSequence([self.seed, trial.number, attempt]).generate_state(1)[0])
-        sampler = SAMPLERS[self.settings["name"]](seed=seed, **options)  # type: ignore[call-arg]
+        name = self.settings["name"]
+        if name == "qmc":
+            return point(self.distributions, self.seed, trial.number + attempt)
+        # A Gaussian process takes seconds to propose the same once more.
+        sampler = self._sampler("random" if name == "gp" and attempt else name, trial, attempt)
         space = sampler.infer_relative_search_space(study, trial)
         params = sampler.sample_relative(study, trial, space)
-        for name, distribution in self.distributions.items():
-            if name not in params:
-                params[name] = sampler.sample_independent(study, trial, name, distribution)
+        for key, distribution in self.distributions.items():
+            if key not in params:
+                params[key] = sampler.sample_independent(study, trial, key, distribution)
         return params
+
+    def _sampler(self, name: str, trial: FrozenTrial, attempt: int) -> BaseSampler:
+        options = {key: value for key, value in self.settings.items() if key != "name"}
+        seed = int(np.random.SeedSequence([self.seed, trial.number, attempt]).generate_state(1)[0])
+        mine = options | SILENT.get(name, {}) if name == self.settings["name"] else {}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            return SAMPLERS[name](seed=seed, **mine)  # type: ignore[call-arg]
 
 
 def grid(distributions: Distributions) -> Any:

@@ -7,7 +7,9 @@ from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 
+from lora_core.batches import steps_for
 from lora_core.records import StudyRecord, now, save_study
+from reports.constraints import constraints_of
 from reports.wording import typed
 from sweeps import interrupts
 from sweeps.client import Bug, OutOfMemory, Worker, WorkerDied
@@ -52,7 +54,7 @@ def _run(job: Job) -> int:
     name = job.config.study or f"{job.config.search.name}-{datetime.now():%Y%m%d-%H%M%S}"
     folder = Path(job.config.output_dir).absolute() / name
     check_places(job.config, folder)
-    display = Display(job.config.n_trials)
+    display = Display(job.config.n_trials, constraints_of(job.config.to_dict()))
     earlier = earlier_record(folder)
     slots, choose = slots_for(job.config, earlier)
     try:
@@ -74,7 +76,8 @@ def _search(name: str, job: Job, ready: Ready, folder: Path, display: Display) -
     job, notes = cap_num_layers(job, ready.model.depth)
     notes += slot_notes(job.config)
     with opening(job.config.storage, job.config.tracking.uri) as undo:
-        study = Study(name, job.config, job.axes, contents(asdict(ready.model), asdict(ready.data)))
+        steps = steps_for(job.config.trainer, ready.data.batches)
+        study = Study(name, job.config, job.axes, contents(asdict(ready.model), asdict(ready.data)), steps)
         undo.callback(study.forget)
         record = study_record(name, folder, job, ready, notes, resume_command(job.argv, name))
         record.n_trials = max(record.n_trials, len(study.ended))  # what has ended stays part of the study

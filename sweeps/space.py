@@ -16,6 +16,7 @@ from sweeps.compose import Composer, parse
 from sweeps.config import KEYS, SweepConfig, resolve
 from sweeps.explain import explain
 from sweeps.fingerprint import flat
+from sweeps.fits import LENGTH, check_methods, no_pruner
 from sweeps.grammar import axis_from, is_fixed
 
 __all__ = ["Axis", "Job", "cap_config", "cap_num_layers", "make_job"]
@@ -60,12 +61,23 @@ def make_job(overrides: list[str], config_dir: str | None = None) -> Job:
     composer = Composer(texts_of(plain), config_dir)
     written = written_keys(plain)
     argv = [*(["--config-dir", config_dir] if config_dir else []), *overrides]
-    job = Job(resolve(composer.compose()), _axes(composer, sweeps, written), written, argv, composer)
+    axes = _axes(composer, sweeps, written)
+    _check_methods(composer, axes)
+    job = Job(resolve(composer.compose()), axes, written, argv, composer)
     if not job.axes:
         raise UserError("There is nothing to search: give an axis, such as lora_parameters.rank=4,8,16")
     job.config = job.config_for({})
     _check_axes(job)
     return job
+
+
+def _check_methods(composer: Composer, axes: list[Axis]) -> None:
+    """Before the configuration is checked as a whole: that without an axis need not be one that can be trained."""
+    sampler, pruner = (
+        OmegaConf.select(composer.compose(), f"search.{part}.name", default="") for part in ("sampler", "pruner")
+    )
+    objectives = OmegaConf.select(composer.compose(), "search.objectives")
+    check_methods(sampler, pruner, axes, len(objectives) if isinstance(objectives, ListConfig) else 1)
 
 
 def shown_overrides(overrides: list[str], config_dir: str | None = None) -> list[str]:
@@ -125,7 +137,9 @@ def _check_axes(job: Job) -> None:
     for axis in job.axes:
         for value in axis.corners():
             with _naming([axis]):
-                _check_shared(job, axis, job.config_for({axis.key: value}))
+                config = job.config_for({axis.key: value})
+                _check_shared(job, axis, config)
+                _check_length(job, config)
     for corner in (0, -1):
         with _naming(job.axes):
             job.config_for({axis.key: axis.corners()[corner] for axis in job.axes})
@@ -150,6 +164,14 @@ def _check_shared(job: Job, axis: Axis, config: SweepConfig) -> None:
         for key in ours.keys() | theirs.keys():
             if is_fixed(key) and ours.get(key) != theirs.get(key):
                 raise UserError(f"its options differ in {key}, which all trials of a study share.")
+
+
+def _check_length(job: Job, config: SweepConfig) -> None:
+    """A group's option must not make steps differ either, if there is a pruner."""
+    ours, theirs, pruner = flat(job.config.to_dict()), flat(config.to_dict()), config.search.pruner["name"]
+    for key in LENGTH:
+        if ours[key] != theirs[key] and pruner != "none":
+            raise UserError(no_pruner(pruner, key))
 
 
 def cap_num_layers(job: Job, depth: int) -> tuple[Job, list[str]]:

@@ -1,5 +1,6 @@
 """The Optuna side of a search: one study in one storage, created or resumed, asked and told."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,11 +9,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lora_core.errors import UserError
 from lora_core.records import TrialRecord
+from reports.constraints import ALIASES, Constraint, parse
 from sweeps.axes import Axis
 from sweeps.config import SweepConfig
 from sweeps.connect import first_line, public
 from sweeps.fingerprint import differences, fingerprint, identity
-from sweeps.samplers import DistinctSampler, exhausted, make_pruner
+from sweeps.pruners import make_pruner
+from sweeps.samplers import DistinctSampler, exhausted
 
 SQLITE_TIMEOUT = 60  # seconds to wait for a locked database
 STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
@@ -28,12 +31,32 @@ class Proposal:
     crashes: int = 0
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """A trial's validation loss after `step` optimizer steps."""
+
+    number: int
+    step: int
+    loss: float
+
+    def order(self) -> tuple[bool, float, int]:
+        """Best first; what is no number comes last."""
+        missing = math.isnan(self.loss)
+        return missing, 0.0 if missing else self.loss, self.number
+
+
 class Study:
     """A study in `config.storage`. Raises UserError where the storage cannot be used, or where a study of this
     name was made with settings that give other results. `contents`: what the model and the data hold, as short
-    hashes by name; they are part of what must be the same."""
+    hashes by name; they are part of what must be the same. `steps`: of a trial that is not stopped early."""
 
-    def __init__(self, name: str, config: SweepConfig, axes: list[Axis], contents: dict[str, str]) -> None:
+    def __init__(
+        self, name: str, config: SweepConfig, axes: list[Axis], contents: dict[str, str], steps: int = 1
+    ) -> None:
+        self.steps = steps
+        self.pruner = make_pruner(config.search.pruner, steps)
+        self.objectives = [ALIASES.get(each, each) for each in config.search.objectives or ["val_loss"]]
+        self.constraints = [parse(text) for text in config.search.constraints or []]
         self.axes = {axis.key: axis for axis in axes}
         self.n_trials = config.n_trials
         self.distributions = {key: axis.distribution() for key, axis in self.axes.items()}
@@ -41,9 +64,10 @@ class Study:
         storage = open_storage(config.storage)
         self.is_new = name not in optuna.get_all_study_names(storage)
         self.optuna = optuna.create_study(
-            study_name=name, storage=storage, load_if_exists=True, direction="minimize",
+            study_name=name, storage=storage, load_if_exists=True,
+            directions=["minimize"] * len(self.objectives),
             sampler=DistinctSampler(config.search.sampler, config.seed, self.distributions),
-            pruner=make_pruner(config.search.pruner),
+            pruner=optuna.pruners.NopPruner(),  # `judge` has its own
         )  # fmt: skip
         self._check_same(name, config, axes, contents)
         self._live: dict[int, optuna.Trial] = {}
@@ -69,13 +93,28 @@ class Study:
         trials = self._trials()
         return len(trials) < self.n_trials and exhausted(self.distributions, trials)
 
-    def beaten(self, number: int, step: int, loss: float) -> bool:
-        """Reports an evaluation; true if the pruner would rather stop the trial."""
-        trial = self._live[number]
+    def judge(self, rows: list[Evaluation]) -> list[int]:
+        """Reports evaluations; returns the numbers of the trials that the pruner would rather stop.
+
+        No trial is judged at a step before all of `rows` at that step are reported; then the best comes first.
+        """
+        beaten: list[int] = []
+        for step in sorted({row.step for row in rows}):
+            there = sorted((row for row in rows if row.step == step), key=Evaluation.order)
+            for row in there:
+                self.report(row)
+            trials = {trial.number: trial for trial in self.optuna.get_trials(deepcopy=False)}
+            everyone = list(trials.values())
+            beaten += [row.number for row in there if self.pruner.beaten(trials[row.number], step, everyone)]
+        return list(dict.fromkeys(beaten))
+
+    def report(self, row: Evaluation) -> None:
+        trial = self._live[row.number]
+        if len(self.objectives) > 1:
+            return  # Optuna takes no reports then, and there is no pruner
         # A trial that is run again reports the same once more.
-        if step not in self.optuna._storage.get_trial(trial._trial_id).intermediate_values:
-            trial.report(loss, step)
-        return trial.should_prune()
+        if row.step not in self.optuna._storage.get_trial(trial._trial_id).intermediate_values:
+            trial.report(row.loss, row.step)
 
     def crashed(self, number: int) -> None:
         """Notes that the training process died while it ran this trial."""
@@ -89,8 +128,19 @@ class Study:
         trial.set_user_attr("metrics", record.metrics)
         if record.reason:
             trial.set_user_attr("reason", record.reason)
+        for constraint in self.constraints:
+            self._tell_constraint(trial, constraint, record)
         state = STATES[record.state]
-        self.optuna.tell(trial, record.value if state == TrialState.COMPLETE else None, state=state)
+        values = [record.metrics[each] for each in self.objectives] if state == TrialState.COMPLETE else None
+        self.optuna.tell(trial, values, state=state)
+
+    def _tell_constraint(self, trial: optuna.Trial, constraint: Constraint, record: TrialRecord) -> None:
+        """A trial that did not complete may lack the number; a complete one that does breaks the constraint."""
+        excess = constraint.excess(record.metrics)
+        if excess is None and record.state == "complete":
+            excess = 1.0
+        if excess is not None:
+            trial.set_constraint(str(constraint), excess)
 
     def forget(self) -> None:
         """Takes the study out of its storage, if this object has put it there."""

@@ -15,6 +15,7 @@ from optuna.trial import FrozenTrial
 from lora_core.errors import UserError
 from lora_core.records import StudyRecord, TrialRecord, load_study, load_trial, now
 from lora_core.trial import TrialSpec
+from reports.constraints import ALIASES
 from reports.wording import typed
 from sweeps.client import WorkerDied
 from sweeps.connect import public
@@ -133,6 +134,7 @@ def study_record(name: str, folder: Path, job: Job, ready: Ready, notes: list[st
         axes=[axis.to_dict() for axis in job.axes],
         sampler=config.search.sampler["name"],
         pruner=config.search.pruner["name"],
+        objective=", ".join(ALIASES.get(each, each) for each in config.search.objectives or ["val_loss"]),
         storage=config.storage,
         fingerprint=fingerprint(config, job.axes),
         config=config.to_dict(),

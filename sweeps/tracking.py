@@ -14,6 +14,7 @@ import yaml
 
 from lora_core.records import StudyRecord, TrialRecord, load_metrics, load_trials
 from lora_core.trial import TrialSpec
+from reports.constraints import broken, constraints_of
 from sweeps.connect import FAILURES, first_line, public
 from sweeps.links import base_of, run_link, study_link
 from sweeps.run_values import study_tags
@@ -203,6 +204,8 @@ class Tracker:
         if record.role != "trial" or record.state != "complete":
             return False
         if record.number is None or record.value is None:
+            return False
+        if broken(record, constraints_of(self.study.config)):
             return False
         self._best = min(self._best, record.value)
         self._latest = max(self._latest, record.number)

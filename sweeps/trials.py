@@ -21,7 +21,7 @@ from sweeps.display import Display
 from sweeps.preflight import trial_config
 from sweeps.protocol import Go, Report
 from sweeps.space import Job
-from sweeps.study import Proposal, Study
+from sweeps.study import Evaluation, Proposal, Study
 from sweeps.study_folder import ended_already, has_completed, trial_name
 from sweeps.tracking import Tracker
 
@@ -115,20 +115,31 @@ class Trials:
         for event in report.evaluated:
             self.tracker.log_evaluation(event.name, event.row)
             self.display.evaluated(event.name, event.row)
-            # Of a row from before an interruption the verdict has been given.
-            if self._beaten(event.name, event.row) and not event.again:
-                go.stop.append(event.name)
+        beaten = self._beaten(report)
         for ended in report.ended:
             self._ended(from_dict(TrialRecord, ended.record))
-        go.stop = [name for name in go.stop if name in self.running]
+        go.stop = [name for name in beaten if name in self.running]
         go.start = self._next(report.free)
         return go
 
-    def _beaten(self, name: str, row: dict[str, float]) -> bool:
-        spec = self.running[name]
-        if spec.role != "trial" or spec.number is None or row["step"] == 0:
-            return False
-        return self.study.beaten(spec.number, int(row["step"]), row["val_loss"])
+    def _beaten(self, report: Report) -> list[str]:
+        """The trials to be stopped. None is in its warm-up: losses at a rate that still rises tell little."""
+        rows: dict[str, Evaluation] = {}
+        for event in report.evaluated:
+            spec, step = self.running[event.name], int(event.row["step"])
+            if spec.role != "trial" or spec.number is None or step == 0:
+                continue
+            row = Evaluation(spec.number, step, event.row["val_loss"])
+            if event.again:
+                self.study.report(row)  # the verdict on it was given before the interruption
+            else:
+                rows[spec.name] = row
+        beaten = self.study.judge(list(rows.values()))
+        return [name for name, row in rows.items() if row.number in beaten and row.step > self._warm_up(name)]
+
+    def _warm_up(self, name: str) -> int:
+        """How many steps its learning rate rises."""
+        return round(self.running[name].config["optimizer"]["warmup"] * self.study.steps)
 
     def _started(self, specs: list[TrialSpec]) -> None:
         for spec in specs:
@@ -179,7 +190,7 @@ class Trials:
         assert record.number is not None
         for row in load_metrics(self.folder / record.name):
             if row["step"] > 0:
-                self.study.beaten(record.number, row["step"], row["val_loss"])
+                self.study.report(Evaluation(record.number, row["step"], row["val_loss"]))
         self._ended(record)
 
     def _reference(self, role: str) -> TrialSpec:

@@ -8,6 +8,7 @@ from lora_core.records import load_trial, save_trial
 from reports import answer, sentences
 from reports.study import load
 from reports.wording import typed
+from tests.reports.helpers import TRIALS
 
 
 def test_winner_and_gains(study_folder):
@@ -34,7 +35,17 @@ def test_sentences_quote_the_numbers(study_folder):
         "That is 0.4375 nats per token (20.00 %) below the default settings (2.1875, perplexity 8.91).",
         "One seed per point: no spread known yet.",
         "There is no test set: the gains are those on the validation rows, which also chose the winner.",
+        "Pruning saved 20 of 400 optimizer steps (5.00 %).",
     ]
+
+
+def test_steps_saved_by_pruning(make_study):
+    assert answer.compute(load(make_study())).savings == answer.Savings(20, 400)
+    assert answer.compute(load(make_study("no-pruner", pruner="none"))).savings is None
+    kept = answer.compute(load(make_study("kept", trials=TRIALS[:2])))
+    assert "The pruner has stopped no trial." in sentences.body(kept)
+    lost = answer.compute(load(make_study("lost", trials=TRIALS[2:3])))
+    assert sentences.body(lost)[-1] == "Pruning saved 20 of 40 optimizer steps (50.00 %)."
 
 
 def test_commands_are_typed_as_the_program_was_started(monkeypatch):
@@ -89,7 +100,8 @@ def test_without_a_completed_trial_the_reasons_are_given(make_study):
     assert found.winner is None and found.command is None
     assert sentences.headline(found) == "No winner"
     assert sentences.body(found) == [
-        "No trial has completed, so there is nothing to rank. 2 failed: diverged; 1 pruned: behind."
+        "No trial has completed, so there is nothing to rank. 2 failed: diverged; 1 pruned: behind.",
+        "Pruning saved 20 of 120 optimizer steps (16.67 %).",
     ]
 
 

@@ -1,9 +1,7 @@
 """After the search: the best are trained again with other seeds, and the test set is scored."""
 
 import json
-import os
 import random
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,6 @@ from reports import answer, sentences
 from reports.study import Study, load
 from sweeps import confirm
 from sweeps.cli import main
-from sweeps.client import Worker
 from sweeps.config import ConfirmConfig
 from sweeps.display import Display
 from tests.sweeps.helpers import Place
@@ -142,24 +139,17 @@ def test_each_seed_has_a_pack_of_its_own(tmp_path: Path, monkeypatch: pytest.Mon
 def test_an_interruption_while_confirming(
     confirmed: Place, place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The worker dies in the second of two rounds; what had ended is not trained again."""
-    workers: list[Worker] = []
-    evaluated, start = Display.evaluated, Worker._start
+    """It comes in the second of two rounds; what had ended is not trained again."""
+    evaluated = Display.evaluated
 
-    def kept(self: Worker) -> None:
-        start(self)
-        workers.append(self)
-
-    def shoot(self: Display, name: str, row: dict[str, float]) -> None:
+    def interrupt(self: Display, name: str, row: dict[str, float]) -> None:
         evaluated(self, name, row)
         if name.startswith("confirm-") and name.endswith("-2") and row["step"] == 4:
-            os.kill(workers[-1].process.pid, signal.SIGTERM)
-            workers[-1].process.wait()
+            raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Worker, "_start", kept)
-        patch.setattr(Display, "evaluated", shoot)
-        assert quick(place, *CONFIRM) == 1
+        patch.setattr(Display, "evaluated", interrupt)
+        assert quick(place, *CONFIRM) == 130
     halfway = answer.compute(study(place))
     assert (halfway.state, halfway.confirming, halfway.finalists) == ("interrupted", (2, 4), [])
     first = {name: written(place, name) for name in repeats(place) if name.endswith("-1")}

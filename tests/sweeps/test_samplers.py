@@ -4,14 +4,16 @@ import json
 import subprocess
 import sys
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from sweeps.samplers import DistinctSampler, Distributions, cells, exhausted, grid, make_pruner
+from sweeps.samplers import DistinctSampler, Distributions, cells, exhausted, grid
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 MIXED: Distributions = {
@@ -24,12 +26,18 @@ GRID: Distributions = {
     "dropout": FloatDistribution(0.1, 0.3, step=0.1),
     "layers": IntDistribution(2, 6, step=2),
 }
-SAMPLERS = pytest.mark.parametrize("name", ["tpe", "random"])
+LISTS: Distributions = {"rank": CategoricalDistribution([4, 8]), "layers": CategoricalDistribution([1, "all"])}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "tpe": {"n_startup_trials": 3}, "random": {}, "qmc": {}, "cmaes": {}, "gp": {"n_startup_trials": 3},
+    "nsga2": {"population_size": 3},
+}  # fmt: skip
+NO_TORCH = pytest.mark.skipif(find_spec("torch") is None, reason="the extra gp is not installed")
+NAMES = [pytest.param(name, marks=NO_TORCH if name == "gp" else ()) for name in OPTIONS]
+SAMPLERS = pytest.mark.parametrize("name", NAMES)
 
 
 def study_of(name: str, space: Distributions, seed: int = 0, storage: str | None = None) -> optuna.Study:
-    options = {"n_startup_trials": 3} if name == "tpe" else {}
-    sampler = DistinctSampler({"name": name, **options}, seed, space)
+    sampler = DistinctSampler({"name": name, **OPTIONS.get(name, {})}, seed, space)
     return optuna.create_study(sampler=sampler, storage=storage, study_name="s", load_if_exists=True)
 
 
@@ -38,7 +46,7 @@ def asked(study: optuna.Study, space: Distributions, count: int) -> list[dict[st
     for _ in range(count):
         trial = study.ask(space)
         found.append(trial.params)
-        study.tell(trial, sum(value for value in trial.params.values()))
+        study.tell(trial, sum(value for value in trial.params.values() if not isinstance(value, str)))
     return found
 
 
@@ -59,7 +67,12 @@ def test_a_resumed_study_goes_on_as_an_undisturbed_one(name: str, tmp_path: Path
         f"print(json.dumps(asked(study_of({name!r}, MIXED, storage={url!r}), MIXED, 3)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert first + json.loads(done.stdout) == undisturbed
+    if name == "gp":  # its fits repeat to the last digits only
+        assert [list(point.values()) for point in json.loads(done.stdout)] == [
+            pytest.approx(list(point.values())) for point in undisturbed[5:]
+        ]
+    else:
+        assert first + json.loads(done.stdout) == undisturbed
 
 
 @SAMPLERS
@@ -74,8 +87,39 @@ def test_a_grid_is_walked_once(name: str) -> None:
     assert len(rounded) == 27
 
 
-def test_running_trials_are_not_drawn_again() -> None:
-    study = study_of("tpe", GRID)
+def test_grid_takes_every_point_in_the_order_written() -> None:
+    points = asked(study_of("grid", GRID), GRID, 27)
+    assert points == list(grid(GRID))
+    assert [tuple(point.values()) for point in points[:4]] == [(4, 0.1, 2), (4, 0.1, 4), (4, 0.1, 6), (4, 0.2, 2)]
+
+
+@SAMPLERS
+def test_a_space_of_lists_is_exhausted_too(name: str) -> None:
+    points = asked(study_of(name, LISTS), LISTS, 4)
+    assert len({tuple(point.values()) for point in points}) == 4
+
+
+@pytest.mark.parametrize("name", [each for each in NAMES if each.values[0] in ("tpe", "cmaes", "gp", "nsga2")])
+def test_what_learns_finds_lower_values_than_what_does_not(name: str) -> None:
+    space: Distributions = {"a": FloatDistribution(0, 1), "b": FloatDistribution(0, 1), "c": FloatDistribution(0, 1)}
+    found = [sorted(sum(point.values()) for point in asked(study_of(s, space), space, 45)) for s in (name, "random")]
+    best = 1 if name == "gp" else 5  # once a Gaussian process repeats itself, the rest is drawn at random
+    assert fmean(found[0][:best]) < 0.75 * fmean(found[1][:best])
+
+
+def test_no_sampler_warns(capfd: pytest.CaptureFixture[str]) -> None:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name in ("tpe", "random", "qmc", "cmaes", "nsga2"):
+            asked(study_of(name, MIXED), MIXED, 8)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["grid", "tpe", "qmc", "nsga2"])
+def test_running_trials_are_not_drawn_again(name: str) -> None:
+    study = study_of(name, GRID)
     points = [study.ask(GRID).params for _ in range(27)]
     assert len({tuple(point.items()) for point in points}) == 27
 
@@ -91,11 +135,3 @@ def test_choices_of_different_kinds_differ() -> None:
     study = study_of("random", space)
     points = [study.ask(space).params["layers"] for _ in range(3)]
     assert set(points) == {1, "all", None}
-
-
-def test_pruners() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert isinstance(make_pruner({"name": "none"}), optuna.pruners.NopPruner)
-        median = make_pruner({"name": "median", "n_startup_trials": 2, "n_warmup_steps": 30})
-    assert isinstance(median, optuna.pruners.MedianPruner)

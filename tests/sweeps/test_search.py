@@ -105,8 +105,11 @@ def test_the_same_command_gives_the_same_in_two_slots(undisturbed: Place, place:
     again = Place(place.root / "again")
     assert quick(again, "trainer.slots=2") == 0
     assert again.results() == first
-    # The neighbour in the other slot changes no bit of a trial either.
-    assert first[:4] == undisturbed.results()[:4]
+    # The neighbour in the other slot changes no bit of a trial either, whoever is stopped for being behind whom.
+    assert first[:3] == undisturbed.results()[:3]
+    for number in range(5):  # drawn at random
+        one, other = (load_metrics(p.folder() / f"trial-{number:04d}") for p in (place, undisturbed))
+        assert [row["val_loss"] for row in one[:2]] == [row["val_loss"] for row in other[:2]]
 
 
 def test_another_seed_gives_something_else(undisturbed: Place, place: Place) -> None:
@@ -114,6 +117,39 @@ def test_another_seed_gives_something_else(undisturbed: Place, place: Place) -> 
     ours, theirs = place.results(), undisturbed.results()
     assert ours[0] == theirs[0]  # the base model
     assert all(a[2:] != b[2:] for a, b in zip(ours[1:4], theirs[1:4], strict=True))
+
+
+def test_no_trial_is_stopped_while_its_rate_warms_up(undisturbed: Place, place: Place) -> None:
+    assert "pruned" in [trial.state for trial in undisturbed.trials()]  # at step 4 of 8
+    assert quick(place, "trainer.slots=1", "optimizer.warmup=0.5") == 0
+    assert {trial.state for trial in place.trials()} == {"complete"}
+
+
+def test_a_grid_of_two_objectives_under_a_constraint(
+    undisturbed: Place, place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = {trial.params["lora_parameters.rank"]: trial.metrics["adapter_mb"] for trial in undisturbed.trials()}
+    argv = place.arguments(
+        "search=quick", "search/sampler=grid", "search/pruner=none", "search.objectives=[val_loss,adapter_mb]",
+        f"search.constraints=['adapter_mb<{sizes[4]:.6f}']", "optimizer.learning_rate=1e-3,1e-2", "trainer.slots=1",
+        "lora_parameters.rank=2,4", f"storage=sqlite:///{place.root}/optuna.db", "study=s", "n_trials=9",
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("reports.writer.build", lambda folder: folder / "report" / "report.html")
+        assert main(["search", *argv]) == 0
+    printed = capsys.readouterr().out
+    told = optuna.load_study(study_name="s", storage=f"sqlite:///{place.root}/optuna.db").trials
+    assert [trial.values for trial in told] == [[t.value, t.metrics["adapter_mb"]] for t in place.trials()]
+    points = [(t.params["optimizer.learning_rate"], t.params["lora_parameters.rank"]) for t in told]
+    assert points == [(1e-3, 2), (1e-3, 4), (1e-2, 2), (1e-2, 4)]
+    assert "all of its 4 settings were tried" in printed
+    # The larger rank learns faster, but may not win.
+    best = min((t for t in place.trials() if t.params["lora_parameters.rank"] == 2), key=lambda t: t.value or 9)
+    assert f"{best.name} wins" in printed
+    assert len([line for line in printed.splitlines() if "breaks adapter_mb<" in line]) == 2
+    runs = mlflow_runs(place)
+    assert runs["study"].data.metrics["study/best_so_far"] == best.value
+    assert runs["study"].data.tags["sweep.objective"] == "minimize best_val_loss, adapter_mb"
 
 
 def test_more_trials_continue_the_study(undisturbed: Place, place: Place, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """The grammar of search spaces, and the configurations drawn from them."""
 
 import time
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -317,3 +318,28 @@ def test_what_changes_results_is_named(override: str, line: str) -> None:
     one, other = make_job([]), make_job([override])
     assert fingerprint(one.config, one.axes) != fingerprint(other.config, other.axes)
     assert line in differences(identity_of(one), identity_of(other))
+
+
+LONG = "trainer.iters=16,32"
+
+
+@pytest.mark.parametrize("axis", [LONG, "trainer.batch_size=2,4", "trainer.iters=range(8,32,8)"])
+def test_what_makes_steps_differ_cannot_be_searched_with_a_pruner(axis: str) -> None:
+    key = axis.partition("=")[0]
+    with pytest.raises(UserError) as raised:
+        make_job([axis])
+    assert f"Axis {key}" in str(raised.value) and "search/pruner=none" in str(raised.value)
+    assert len(str(raised.value).splitlines()) <= 3
+    assert make_job([axis, "search/pruner=none"]).axes
+
+
+def test_epochs_cannot_be_searched_with_a_pruner() -> None:
+    with pytest.raises(UserError, match=r"Axis trainer\.epochs=1,2: the pruner asha"):
+        make_job(["trainer.iters=null", "trainer.epochs=1,2", "search/pruner=asha"])
+
+
+def test_nor_can_a_group_that_makes_them_differ(tmp_path: Path) -> None:
+    (tmp_path / "trainer").mkdir()
+    (tmp_path / "trainer" / "large.yaml").write_text("defaults: [default]\nbatch_size: 8\n")
+    with pytest.raises(UserError, match=r"Axis trainer=default,large: the pruner median.*batch_size"):
+        make_job(["trainer=default,large"], str(tmp_path))

@@ -11,8 +11,8 @@ import pytest
 from lora_core.errors import UserError
 from lora_core.records import TrialRecord
 from sweeps.axes import Axis
-from sweeps.config import SweepConfig
-from sweeps.study import Proposal, Study, open_storage
+from sweeps.config import SearchConfig, SweepConfig
+from sweeps.study import Evaluation, Proposal, Study, open_storage
 
 RATE = Axis("optimizer.learning_rate", "float", low=1e-5, high=1e-3, log=True)
 KEYS = Axis("lora_parameters.keys", "categorical", choices=[None, ["q", "v"]])
@@ -47,6 +47,42 @@ def test_numbers_and_states(config: SweepConfig) -> None:
     assert study.ended[0].value == 1.5
 
 
+def test_constraints_are_told(config: SweepConfig) -> None:
+    config.search.constraints = ["adapter_mb<=2", "peak_memory_gb<1"]
+    study = opened(config)
+    for state, metrics in (
+        ("complete", {"adapter_mb": 1.5, "peak_memory_gb": 1.0}),
+        ("complete", {"adapter_mb": 3.0}),
+        ("pruned", {"adapter_mb": 2.0}),
+    ):
+        proposal = study.ask()
+        assert proposal is not None
+        record = ended(proposal, state)
+        record.metrics |= metrics
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            study.tell(record)
+    found = [trial.constraints for trial in study.ended]
+    assert found[0]["adapter_mb<=2"] == -0.5 and found[0]["peak_memory_gb<1"] > 0
+    assert found[1:] == [{"adapter_mb<=2": 1.0, "peak_memory_gb<1": 1.0}, {"adapter_mb<=2": 0.0}]
+
+
+def test_several_objectives(config: SweepConfig) -> None:
+    config.search.objectives = ["val_loss", "adapter_mb"]
+    config.search.pruner = {"name": "none"}
+    study = opened(config)
+    for size in (3.0, 2.0, 1.0):
+        proposal = study.ask()
+        assert proposal is not None
+        assert study.judge([Evaluation(proposal.number, 4, 1.0)]) == []
+        record = ended(proposal, "complete", 1.0)
+        record.metrics["adapter_mb"] = size
+        study.tell(record)
+    assert [trial.values for trial in study.ended] == [[1.0, 3.0], [1.0, 2.0], [1.0, 1.0]]
+    assert [trial.number for trial in study.optuna.best_trials] == [2]
+    assert opened(config).optuna.directions == study.optuna.directions
+
+
 def test_more_trials_and_other_run_control_are_welcome(config: SweepConfig) -> None:
     proposal = opened(config).ask()
     more = opened(replace(config, n_trials=10, output_dir="elsewhere", fuse=False))
@@ -58,6 +94,8 @@ def test_more_trials_and_other_run_control_are_welcome(config: SweepConfig) -> N
     ("change", "told"),
     [
         ({"seed": 1}, "seed: 0 → 1"),
+        ({"search": SearchConfig(constraints=["adapter_mb<2"])}, 'search.constraints: null → ["adapter_mb<2"]'),
+        ({"search": SearchConfig(objectives=["val_loss"])}, 'search.objectives: null → ["val_loss"]'),
         ({"num_layers": "all"}, 'num_layers: 16 → "all"'),
         ({"seed": 1, "num_layers": 2, "train_type": "x", "quantization": "y"}, "(and 1 more)"),
     ],
@@ -83,12 +121,12 @@ def test_an_interrupted_trial_keeps_its_number_and_values(config: SweepConfig) -
     first = opened(config)
     proposals = [first.ask(), first.ask()]
     assert proposals[0] is not None
-    first.beaten(0, 8, 2.0)
+    first.report(Evaluation(0, 8, 2.0))
     again = opened(config)
     assert again.interrupted() == proposals
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # Optuna warns of a second report at one step
-        again.beaten(0, 8, 2.0)
+        again.report(Evaluation(0, 8, 2.0))
     again.tell(ended(proposals[0]))
     third = again.ask()
     assert third is not None and third.number == 2

@@ -1,0 +1,64 @@
+"""What samplers and pruners ask of the axes they are to search, and of what is installed."""
+
+from importlib.util import find_spec
+
+from lora_core.errors import UserError
+from sweeps.axes import Axis
+
+# Samplers that learn from ended trials, so that not too many trials should run at once.
+ADAPTIVE = ("tpe", "cmaes", "gp", "nsga2")
+# Sampler → the package it needs, which is also the name of our extra, or is brought by it.
+PACKAGES = {"cmaes": "cmaes", "gp": "torch"}
+# A pruner compares the losses of trials at one step, so a step must be the same thing in all of them.
+LENGTH = ("trainer.iters", "trainer.epochs", "trainer.batch_size")
+
+
+def check_methods(sampler: str, pruner: str, axes: list[Axis], objectives: int = 1) -> None:
+    """Raises UserError where the sampler or the pruner has no meaning for these axes, or is not installed."""
+    _check_installed(sampler)
+    if objectives > 1:
+        _check_objectives(sampler, pruner)
+    for axis in axes:
+        if axis.key in LENGTH and pruner != "none":
+            raise UserError(f"Axis {axis}: {no_pruner(pruner, axis.key)}")
+        if sampler == "grid" and not _is_discrete(axis):
+            raise UserError(
+                f"Axis {axis}: the sampler grid tries every value, and an interval has no end of them.\n"
+                f"List some ({axis.key}=a,b), give a range(start,stop,step), or take another search/sampler."
+            )
+    if sampler == "cmaes" and all(axis.choices is not None for axis in axes):
+        raise UserError(
+            "search/sampler=cmaes models ranges and intervals, and this space has only lists of values.\n"
+            "Write one of them as a range or an interval, or take another search/sampler."
+        )
+
+
+def _check_objectives(sampler: str, pruner: str) -> None:
+    if pruner != "none":
+        raise UserError(
+            f"search.objectives names several, and the pruner {pruner} stops a trial for one of them alone.\n"
+            "Leave one, or leave the pruner out: search/pruner=none"
+        )
+    if sampler == "cmaes":
+        raise UserError("search/sampler=cmaes knows one objective only: take tpe, nsga2, gp, random, grid or qmc.")
+
+
+def no_pruner(pruner: str, key: str) -> str:
+    """Why trials that differ in `key` cannot be pruned."""
+    return (
+        f"the pruner {pruner} compares trials at the same step, which says nothing where {key} differs.\n"
+        "Give it one value, or leave the pruner out: search/pruner=none"
+    )
+
+
+def _check_installed(sampler: str) -> None:
+    package = PACKAGES.get(sampler)
+    if package is not None and find_spec(package) is None:
+        raise UserError(
+            f"search/sampler={sampler} needs the extra {sampler}: uv sync --extra {sampler}, "
+            f"or pip install '.[{sampler}]'"
+        )
+
+
+def _is_discrete(axis: Axis) -> bool:
+    return axis.kind != "float" or axis.step is not None or axis.low == axis.high
