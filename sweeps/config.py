@@ -54,6 +54,7 @@ class SearchConfig:
     objectives: list[str] | None = None
     constraints: list[str] | None = None
     when: Any = None
+    enqueue: list[Any] = field(default_factory=list)  # of dicts, axis key → value
 
 
 @dataclass
@@ -94,6 +95,8 @@ def resolve(composed: DictConfig) -> SweepConfig:
     check(config)
     _check_not_yet(config)
     _check_study(config)
+    for each in config.search.enqueue:
+        _require(isinstance(each, dict), "search.enqueue", config.search.enqueue, "a list of {key: value}")
     check_objectives(config.search.objectives)
     for text in config.search.constraints or []:
         parse(text)

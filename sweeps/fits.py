@@ -1,9 +1,11 @@
 """What samplers and pruners ask of the axes they are to search, and of what is installed."""
 
 from importlib.util import find_spec
+from typing import Any
 
 from lora_core.errors import UserError
-from sweeps.axes import Axis
+from sweeps.axes import Axis, hydra_text
+from sweeps.keys import near_key
 
 # Samplers that learn from ended trials, so that not too many trials should run at once.
 ADAPTIVE = ("tpe", "cmaes", "gp", "nsga2")
@@ -41,6 +43,20 @@ def _check_objectives(sampler: str, pruner: str) -> None:
         )
     if sampler == "cmaes":
         raise UserError("search/sampler=cmaes knows one objective only: take tpe, nsga2, gp, random, grid or qmc.")
+
+
+def check_enqueued(settings: list[dict[str, Any]], axes: list[Axis]) -> None:
+    """Raises UserError for a setting to be tried first that does not lie in the space."""
+    known = {axis.key: axis for axis in axes}
+    for index, setting in enumerate(settings):
+        where = f"search.enqueue, entry {index + 1}"
+        for key, value in setting.items():
+            if key not in known:
+                raise UserError(f"{where}: {key} is no axis of this search.{near_key(key, known)}")
+            if not known[key].contains(value):
+                raise UserError(f"{where}: {key}={hydra_text(value)} does not lie in the axis {known[key]}.")
+        if not setting or setting in settings[:index]:
+            raise UserError(f"{where} is {'there twice' if setting else 'empty'}: leave it out.")
 
 
 def no_pruner(pruner: str, key: str) -> str:

@@ -3,7 +3,7 @@
 import itertools
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -30,9 +30,17 @@ class DistinctSampler(BaseSampler):
 
     So a resumed search goes on as an undisturbed one would. What was drawn before is drawn again, up to
     REDRAWS times; then the first setting not yet tried is taken from a finite space. `grid` does only that.
+    The first trials have the values `enqueued` for them, by their numbers.
     """
 
-    def __init__(self, settings: dict[str, Any], seed: int, distributions: Distributions) -> None:
+    def __init__(
+        self,
+        settings: dict[str, Any],
+        seed: int,
+        distributions: Distributions,
+        enqueued: Sequence[dict[str, Any]] = (),
+    ) -> None:
+        self.enqueued = enqueued
         self.settings = settings
         self.seed = seed
         self.distributions = distributions
@@ -43,13 +51,13 @@ class DistinctSampler(BaseSampler):
     def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: Distributions) -> dict[str, Any]:
         others = [other for other in study.get_trials(deepcopy=False) if other.number != trial.number]
         tried = {_point(other.params) for other in others}
+        first = self.enqueued[trial.number] if trial.number < len(self.enqueued) else {}
         params: dict[str, Any] = {}
         for attempt in range(0 if self.settings["name"] == "grid" else REDRAWS):
-            params = self._draw(study, trial, attempt)
+            params = self._draw(study, trial, attempt) | first
             if _point(params) not in tried:
                 return params
-        untried = (cell for cell in grid(self.distributions) if _point(cell) not in tried)
-        return next(untried, params)
+        return _untried(self.distributions, tried, first) or _untried(self.distributions, tried, {}) or params
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -84,6 +92,14 @@ def grid(distributions: Distributions) -> Any:
         return
     for values in itertools.product(*(_values(d) for d in distributions.values())):
         yield dict(zip(distributions, values, strict=True))
+
+
+def _untried(distributions: Distributions, tried: Container[Any], like: dict[str, Any]) -> dict[str, Any] | None:
+    """The first point of a finite space that was not tried, among those with the values of `like`."""
+    wanted = set(_point(like))
+    return next(
+        (cell for cell in grid(distributions) if _point(cell) not in tried and wanted <= set(_point(cell))), None
+    )
 
 
 def cells(distributions: Distributions) -> int | None:

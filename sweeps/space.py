@@ -16,7 +16,7 @@ from sweeps.compose import Composer, parse
 from sweeps.config import KEYS, SweepConfig, resolve
 from sweeps.explain import explain
 from sweeps.fingerprint import flat
-from sweeps.fits import LENGTH, check_methods, no_pruner
+from sweeps.fits import LENGTH, check_enqueued, check_methods, no_pruner
 from sweeps.grammar import axis_from, is_fixed
 
 __all__ = ["Axis", "Job", "cap_config", "cap_num_layers", "make_job"]
@@ -68,6 +68,7 @@ def make_job(overrides: list[str], config_dir: str | None = None) -> Job:
         raise UserError("There is nothing to search: give an axis, such as lora_parameters.rank=4,8,16")
     job.config = job.config_for({})
     _check_axes(job)
+    check_enqueued(job.config.search.enqueue, job.axes)
     return job
 
 
@@ -186,6 +187,7 @@ def cap_num_layers(job: Job, depth: int) -> tuple[Job, list[str]]:
         axes += [capped] if capped else []
         if capped != axis:
             notes = [f"{axis} → {capped or depth}: the model has {depth} blocks."]
+    check_enqueued(config.search.enqueue, axes)
     return replace(job, config=config, axes=axes, depth=depth), notes
 
 

@@ -66,7 +66,7 @@ class Study:
         self.optuna = optuna.create_study(
             study_name=name, storage=storage, load_if_exists=True,
             directions=["minimize"] * len(self.objectives),
-            sampler=DistinctSampler(config.search.sampler, config.seed, self.distributions),
+            sampler=DistinctSampler(config.search.sampler, config.seed, self.distributions, self._enqueued(config)),
             pruner=optuna.pruners.NopPruner(),  # `judge` has its own
         )  # fmt: skip
         self._check_same(name, config, axes, contents)
@@ -157,6 +157,9 @@ class Study:
         self._live[trial.number] = trial
         values = {key: self.axes[key].decode(param) for key, param in trial.params.items()}
         return Proposal(trial.number, values, trial.user_attrs.get("crashes", 0))
+
+    def _enqueued(self, config: SweepConfig) -> list[dict[str, Any]]:
+        return [{key: self.axes[key].encode(value) for key, value in each.items()} for each in config.search.enqueue]
 
     def _check_same(self, name: str, config: SweepConfig, axes: list[Axis], contents: dict[str, str]) -> None:
         ours = identity(config.to_dict(), [axis.to_dict() for axis in axes]) | contents

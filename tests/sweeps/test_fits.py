@@ -8,7 +8,7 @@ import pytest
 
 from lora_core.errors import UserError
 from sweeps import fits
-from sweeps.space import make_job
+from sweeps.space import cap_num_layers, make_job
 
 RATE = "optimizer.learning_rate=tag(log,interval(1e-5,1e-3))"
 RANK = "lora_parameters.rank=4,8"
@@ -33,6 +33,32 @@ def test_refused(argv: list[str], words: list[str]) -> None:
     for word in words:
         assert word in str(raised.value)
     assert len(str(raised.value).splitlines()) <= 3
+
+
+@pytest.mark.parametrize(
+    ("enqueued", "words"),
+    [
+        ("[{lora_parameters.rnk:8}]", ["entry 1: lora_parameters.rnk is no axis", "Did you mean lora_parameters.rank"]),
+        ("[{lora_parameters.rank:8},{lora_parameters.rank:5}]", ["entry 2: lora_parameters.rank=5", RANK]),
+        ("[{optimizer.learning_rate:1}]", ["optimizer.learning_rate=1 does not lie"]),
+        ("[{lora_parameters.rank:8},{lora_parameters.rank:8}]", ["entry 2 is there twice"]),
+        ("[{}]", ["entry 1 is empty"]),
+        ("[a]", ["search.enqueue"]),
+    ],
+)
+def test_what_is_tried_first_must_lie_in_the_space(enqueued: str, words: list[str]) -> None:
+    with pytest.raises(UserError) as raised:
+        make_job([ALONE, RANK, RATE, f"search.enqueue={enqueued}"])
+    for word in words:
+        assert word in str(raised.value)
+    assert len(str(raised.value).splitlines()) <= 3
+
+
+def test_and_in_what_the_model_has_of_it() -> None:
+    job = make_job(["search.enqueue=[{num_layers:16}]"])
+    assert job.config.search.enqueue == [{"num_layers": 16}]
+    with pytest.raises(UserError, match=r"num_layers=16 does not lie in the axis num_layers=4,8,all"):
+        cap_num_layers(job, 10)
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,29 @@ def test_constraints_are_told(config: SweepConfig) -> None:
     assert found[1:] == [{"adapter_mb<=2": 1.0, "peak_memory_gb<1": 1.0}, {"adapter_mb<=2": 0.0}]
 
 
+@pytest.mark.parametrize("sampler", ["tpe", "grid", "qmc"])
+def test_what_is_enqueued_comes_first(config: SweepConfig, sampler: str) -> None:
+    ranks = Axis("lora_parameters.rank", "int", low=2, high=8, step=2)
+    config.search.sampler = {"name": sampler}
+    config.search.enqueue = [
+        {"lora_parameters.keys": ["q", "v"], "lora_parameters.rank": 8},
+        {"lora_parameters.rank": 6},
+    ]
+    config.n_trials = 9
+    proposals = []
+    for _ in range(8):  # resumed every time
+        study = opened(config, [ranks, KEYS])
+        study.interrupted()
+        proposal = study.ask()
+        assert proposal is not None
+        proposals.append(proposal.values)
+        study.tell(ended(proposal))
+    assert proposals[0] == {"lora_parameters.keys": ["q", "v"], "lora_parameters.rank": 8}
+    assert proposals[1]["lora_parameters.rank"] == 6
+    assert len({str(sorted(values.items())) for values in proposals}) == 8
+    assert opened(config, [ranks, KEYS]).is_exhausted
+
+
 def test_several_objectives(config: SweepConfig) -> None:
     config.search.objectives = ["val_loss", "adapter_mb"]
     config.search.pruner = {"name": "none"}
@@ -96,6 +119,7 @@ def test_more_trials_and_other_run_control_are_welcome(config: SweepConfig) -> N
         ({"seed": 1}, "seed: 0 → 1"),
         ({"search": SearchConfig(constraints=["adapter_mb<2"])}, 'search.constraints: null → ["adapter_mb<2"]'),
         ({"search": SearchConfig(objectives=["val_loss"])}, 'search.objectives: null → ["val_loss"]'),
+        ({"search": SearchConfig(enqueue=[{RATE.key: 1e-4}])}, "search.enqueue: [] → "),
         ({"num_layers": "all"}, 'num_layers: 16 → "all"'),
         ({"seed": 1, "num_layers": 2, "train_type": "x", "quantization": "y"}, "(and 1 more)"),
     ],
