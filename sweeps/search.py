@@ -33,6 +33,7 @@ from sweeps.study_folder import (
     write_log,
 )
 from sweeps.summary import search_summary
+from sweeps.telling import Teller
 from sweeps.tracking import Tracker
 from sweeps.trials import Trials
 
@@ -76,7 +77,7 @@ def _search(name: str, job: Job, ready: Ready, folder: Path, display: Display) -
         record = study_record(name, folder, job, ready, notes, resume_command(job.argv, name))
         record.n_trials = max(record.n_trials, len(study.ended))  # what has ended stays part of the study
         check_fits(study, record, folder)
-        tracker = Tracker(job.config.tracking.uri, str(job.config.tracking.experiment))
+        tracker = Teller(Tracker(job.config.tracking.uri, str(job.config.tracking.experiment)), display.say)
     display.say(f"Study {name}. To resume it: {record.resume_command}")
     display.start(ready, record.space, record.notes)
     return Search(job, study, record, folder, tracker, display)
@@ -86,7 +87,7 @@ class Search:
     """One run of a study that is ready to train."""
 
     def __init__(
-        self, job: Job, study: Study, record: StudyRecord, folder: Path, tracker: Tracker, display: Display
+        self, job: Job, study: Study, record: StudyRecord, folder: Path, tracker: Teller, display: Display
     ) -> None:
         self.job = job
         self.record = record
@@ -157,6 +158,7 @@ class Search:
             if isinstance(error, WorkerDied):
                 error = self._death(error)
             self.tracker.close_study(self.record, "interrupted", None)
+            self._save("interrupted")
             if isinstance(error, KeyboardInterrupt):
                 self.display.fail(lossless)
             raise error
@@ -172,9 +174,10 @@ class Search:
         self.record.ended = now()
         self._save("complete")
         report = self._report()
-        self.tracker.close_study(self.record, "complete", report)
-        if self.tracker.problem:
-            self.display.say(self.tracker.problem)
+        with self.display.doing("Telling MLflow"):
+            problem = self.tracker.close_study(self.record, "complete", report)
+        if problem:
+            self.display.say(problem)
         self._save("complete")
 
     def _fuse_winner(self, worker: Worker) -> None:

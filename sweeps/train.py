@@ -23,7 +23,10 @@ from sweeps.protocol import Go, Ready, Report, Setup
 from sweeps.space import cap_config
 from sweeps.study_folder import earlier_record, locked, write_log
 from sweeps.summary import train_summary
+from sweeps.telling import Teller
 from sweeps.tracking import Tracker
+
+SETTLE = 2.0  # seconds
 
 
 def run(config: SweepConfig, written: set[str], argv: list[str], folder: Path | None = None) -> int:
@@ -64,7 +67,7 @@ def _opened(
     """Opens the tracker, if nothing speaks against it, and says what is about to run."""
     config, notes = cap_config(config, written, ready.model.depth)
     with opening(config.tracking.uri):
-        tracker = Tracker(config.tracking.uri, str(config.tracking.experiment))
+        tracker = Teller(Tracker(config.tracking.uri, str(config.tracking.experiment)), display.say)
     record = _record(name, config, ready, notes, argv)
     if earlier := earlier_record(folder):
         record.runs = earlier.runs
@@ -77,7 +80,7 @@ class Run:
     """A single run that is ready to train."""
 
     def __init__(
-        self, config: SweepConfig, spec: TrialSpec, record: StudyRecord, folder: Path, tracker: Tracker,
+        self, config: SweepConfig, spec: TrialSpec, record: StudyRecord, folder: Path, tracker: Teller,
         display: Display,
     ) -> None:  # fmt: skip
         self.config = config
@@ -86,6 +89,7 @@ class Run:
         self.folder = folder
         self.tracker = tracker
         self.display = display
+        self.untold: str | None = None  # what MLflow lacks
         self.base = math.nan  # the loss before the first step
 
     def train(self, worker: Worker) -> int:
@@ -95,8 +99,8 @@ class Run:
                 trial = self._trained(worker)
             self.tracker.end_trial(trial)
             fused = self._fused(worker, trial)
-        if self.tracker.problem:
-            self.display.say(self.tracker.problem)
+        if self.untold:
+            self.display.say(self.untold)
         self.display.say(train_summary(self.folder, self.record, trial, self.base, fused))
         return 0 if trial.state == "complete" else 1
 
@@ -105,6 +109,7 @@ class Run:
         """Whatever ends the run, its records say so."""
         self.tracker.open_study(self.record, self.folder)
         self.tracker.start_trial(self.record, self.spec)
+        self.tracker.settle(SETTLE)  # a run that is killed must know its MLflow run when it is started anew
         save_study(self.folder, self.record)
         state = "interrupted"
         anew = f"To start the run anew: {self.record.resume_command}"
@@ -119,7 +124,7 @@ class Run:
             raise WorkerDied(write_log(self.folder, death)) from None
         finally:
             self.record.state, self.record.ended = state, now()
-            self.tracker.close_study(self.record, state, None)
+            self.untold = self.tracker.close_study(self.record, state, None)
             save_study(self.folder, self.record)
 
     def _trained(self, worker: Worker) -> TrialRecord:

@@ -12,7 +12,7 @@ from sweeps.protocol import Go, Report
 from sweeps.space import Job
 from sweeps.study import Proposal, Study
 from sweeps.study_folder import ended_already, has_completed, trial_name
-from sweeps.tracking import Tracker
+from sweeps.telling import Teller
 
 REFERENCES = ("base", "default")
 ATTEMPTS = 3  # at a trial on which the training process dies
@@ -23,7 +23,7 @@ class Trials:
     """What a trial is known by everywhere is its name: `base`, `default`, `trial-0007`."""
 
     def __init__(
-        self, job: Job, study: Study, record: StudyRecord, folder: Path, tracker: Tracker, display: Display
+        self, job: Job, study: Study, record: StudyRecord, folder: Path, tracker: Teller, display: Display
     ) -> None:
         self.job = job
         self.study = study
