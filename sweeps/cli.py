@@ -17,6 +17,8 @@ Find the best LoRA fine-tune of a language model on MLX.
   lora-sweep search [key=a,b,c ...]        a search; the same study=NAME resumes it
   lora-sweep plan   [key=a,b,c ...]        what that search would take, measured; nothing is written
   lora-sweep report STUDY ...              HTML, Markdown, CSV and JSON about studies
+  lora-sweep status [STUDY] [--watch]      how studies stand
+  lora-sweep stop   STUDY [TRIAL]          ends a running study, or one of its trials
   lora-sweep sync   STUDY ...              tells MLflow what it missed while it was away
   lora-sweep ui                            the MLflow UI on the configured store
 
@@ -120,6 +122,18 @@ def _report(argv: list[str]) -> int:
     return command.main(argv)
 
 
+def _status(argv: list[str]) -> int:
+    from sweeps import status
+
+    return status.main(argv)
+
+
+def _stop(argv: list[str]) -> int:
+    from sweeps import stop
+
+    return stop.main(argv)
+
+
 def _sync(argv: list[str]) -> int:
     from sweeps import sync
 
@@ -132,4 +146,7 @@ def _ui(argv: list[str]) -> int:
     return ui.main(argv)
 
 
-_COMMANDS = {"train": _train, "search": _search, "plan": _plan, "report": _report, "sync": _sync, "ui": _ui}
+_COMMANDS = {
+    "train": _train, "search": _search, "plan": _plan, "report": _report, "status": _status, "stop": _stop,
+    "sync": _sync, "ui": _ui,
+}  # fmt: skip

@@ -1,6 +1,7 @@
 """A search from its first line to its last: what is checked, the trials, the winner, the report."""
 
 import shlex
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -20,6 +21,7 @@ from sweeps.preflight import (
     variants,
 )
 from sweeps.protocol import Ready, Setup
+from sweeps.requests import forget_requests, take_request
 from sweeps.slots import measure, slots_line
 from sweeps.space import Job, cap_num_layers
 from sweeps.study import Study
@@ -100,12 +102,21 @@ class Search:
         """Trains what is missing of the study, in `slots` or in as many of them as `choose` finds best; merges the
         winner, writes the report."""
         with locked(self.folder), self._recorded(None if choose else slots):
+            forget_requests(self.folder)
+            worker.between = self._heed
             if slots > 1:
                 slots = self._measured(worker, choose)
             self._use(slots)
             with self.display:
                 self._train(worker, slots)
             self._finish(worker)
+
+    def _heed(self) -> None:
+        """Does what `lora-sweep stop` has asked for."""
+        if request := take_request(self.folder):
+            self.trials.unwanted.update(request.trials)
+            if request.study:
+                raise KeyboardInterrupt(signal.SIGINT)
 
     def _measured(self, worker: Worker, choose: bool) -> int:
         """The slots to go on with; notes how fast they are, and whether trials in them get what they get alone."""

@@ -2,6 +2,7 @@
 
 import math
 import shlex
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -20,6 +21,7 @@ from sweeps.display import Display
 from sweeps.environment import environment
 from sweeps.preflight import check_places, opening
 from sweeps.protocol import Go, Ready, Report, Setup
+from sweeps.requests import forget_requests, take_request
 from sweeps.space import cap_config
 from sweeps.study_folder import earlier_record, locked, write_log
 from sweeps.summary import train_summary
@@ -95,6 +97,8 @@ class Run:
     def train(self, worker: Worker) -> int:
         """Trains, merges and says what came out; returns the exit code."""
         with locked(self.folder), self._recorded():
+            forget_requests(self.folder)
+            worker.between = self._heed
             with self.display:
                 trial = self._trained(worker)
             self.tracker.end_trial(trial)
@@ -103,6 +107,11 @@ class Run:
             self.display.say(self.untold)
         self.display.say(train_summary(self.folder, self.record, trial, self.base, fused))
         return 0 if trial.state == "complete" else 1
+
+    def _heed(self) -> None:
+        """Does what `lora-sweep stop` has asked for."""
+        if (request := take_request(self.folder)) and request.study:
+            raise KeyboardInterrupt(signal.SIGINT)
 
     @contextmanager
     def _recorded(self) -> Iterator[None]:

@@ -32,6 +32,7 @@ class Trials:
         self.tracker = tracker
         self.display = display
         self.running: dict[str, TrialSpec] = {}
+        self.unwanted: set[str] = set()  # trials that the user wants ended
         self.waiting: list[TrialSpec] | None = None  # those that come before any new one; None: not looked for yet
 
     def train(self, worker: Worker, free: int) -> None:
@@ -78,7 +79,9 @@ class Trials:
                 go.stop.append(event.name)
         for ended in report.ended:
             self._ended(from_dict(TrialRecord, ended.record))
-        go.stop = [name for name in go.stop if name in self.running]
+        by_hand = self.unwanted & self.running.keys()
+        go.stop_by_hand = sorted(by_hand)
+        go.stop = [name for name in go.stop if name in self.running and name not in by_hand]
         go.start = self._next(report.free)
         return go
 
