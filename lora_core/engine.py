@@ -32,6 +32,7 @@ from lora_core.step import Computation
 from lora_core.trial import Ended, Evaluated, TrialSpec
 
 SAVE_EVERY = 30.0  # seconds between two checkpoints of the running trials
+BEATEN = "beaten at the same step by earlier trials"
 PREFIX_SHARE = 0.125  # of the device's memory, for hidden states after frozen blocks
 
 
@@ -102,11 +103,11 @@ class Engine:
         pack.add(slot, state)
         self.running.append((slot, pack, feed))
 
-    def stop(self, name: str) -> None:
+    def stop(self, name: str, reason: str = BEATEN) -> None:
         """Ends a running trial as pruned, keeping its best checkpoint."""
         for slot, pack, _ in list(self.running):
             if slot.spec.name == name:
-                self._end(slot, pack, "pruned", "beaten at the same step by earlier trials")
+                self._end(slot, pack, "pruned", reason)
 
     def advance(self) -> None:
         """One optimizer step of the trial that is furthest behind and of all that can share it."""

@@ -1,4 +1,4 @@
-"""The command line: `lora-sweep train | search | plan | report | ui`, the same as `python -m sweeps`.
+"""The command line: `lora-sweep train | search | plan | report | …`, the same as `python -m sweeps …`.
 
 Nothing heavy is imported before it is known that it will be needed, so that `--help` is instant.
 """
@@ -17,6 +17,9 @@ Find the best LoRA fine-tune of a language model on MLX.
   lora-sweep search [key=a,b,c ...]        a search; the same study=NAME resumes it
   lora-sweep plan   [key=a,b,c ...]        what that search would take, measured; nothing is written
   lora-sweep report STUDY ...              HTML, Markdown, CSV and JSON about studies
+  lora-sweep status [STUDY] [--watch]      how studies stand
+  lora-sweep stop   STUDY [TRIAL]          ends a running study, or one of its trials
+  lora-sweep sync   STUDY ...              tells MLflow what it missed while it was away
   lora-sweep ui                            the MLflow UI on the configured store
 
 Examples:
@@ -119,10 +122,31 @@ def _report(argv: list[str]) -> int:
     return command.main(argv)
 
 
+def _status(argv: list[str]) -> int:
+    from sweeps import status
+
+    return status.main(argv)
+
+
+def _stop(argv: list[str]) -> int:
+    from sweeps import stop
+
+    return stop.main(argv)
+
+
+def _sync(argv: list[str]) -> int:
+    from sweeps import sync
+
+    return sync.main(argv)
+
+
 def _ui(argv: list[str]) -> int:
     from sweeps import ui
 
     return ui.main(argv)
 
 
-_COMMANDS = {"train": _train, "search": _search, "plan": _plan, "report": _report, "ui": _ui}
+_COMMANDS = {
+    "train": _train, "search": _search, "plan": _plan, "report": _report, "status": _status, "stop": _stop,
+    "sync": _sync, "ui": _ui,
+}  # fmt: skip

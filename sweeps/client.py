@@ -48,6 +48,7 @@ class Worker:
 
     def __init__(self, setup: Setup, on_progress: Callable[[Progress], None] = lambda _: None) -> None:
         self.on_progress = on_progress
+        self.between: Callable[[], None] = lambda: None  # called after each message
         self.setup = setup
         self._start()
 
@@ -137,9 +138,11 @@ class Worker:
             if isinstance(message, Fault):
                 self.process.kill()  # after its last words; short of memory, it may hang on its way out
                 raise _error(message)
+            if isinstance(message, Progress):
+                self.on_progress(message)
+            self.between()
             if not isinstance(message, Progress):
                 return message
-            self.on_progress(message)
 
     def _death(self) -> WorkerDied:
         code = self.process.wait()

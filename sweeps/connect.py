@@ -39,8 +39,9 @@ FAILURES = (MlflowException, sqlalchemy.exc.SQLAlchemyError, OSError)  # what a 
 PATIENCE = 2  # seconds to wait for a server or a locked database before the first call
 _TIMEOUTS = {"sqlite": "timeout", "postgresql": "connect_timeout", "mysql": "connect_timeout"}
 
-for _logger in ("mlflow", "alembic"):
-    logging.getLogger(_logger).setLevel(logging.WARNING)
+logging.getLogger("alembic").setLevel(logging.WARNING)
+# What MLflow logs of a failing store, with a traceback, is raised too, and said by us in a line.
+logging.getLogger("mlflow").setLevel(logging.CRITICAL)
 
 
 def open_client(uri: str) -> MlflowClient:
@@ -70,8 +71,10 @@ def public(uri: str) -> str:
 
 def first_line(error: Exception) -> str:
     """The first line of an error's text, without the name of the driver that raised it."""
-    text = str(error).strip() or type(error).__name__
-    return re.sub(r"^\([\w.]+\) ", "", text.splitlines()[0])[:160]
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    # SQLAlchemy may begin with advice for programmers.
+    told = next((line for line in lines if not line.startswith("(raised as a result of")), lines[0])
+    return re.sub(r"^\([\w.]+\) ", "", told)[:160]
 
 
 def sqlite_file(uri: str) -> Path | None:

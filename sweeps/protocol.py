@@ -56,6 +56,7 @@ class Measure:
 class Go:
     start: list[TrialSpec] = field(default_factory=list)
     stop: list[str] = field(default_factory=list)  # names of the pruned
+    stop_by_hand: list[str] = field(default_factory=list)
 
 
 @dataclass

@@ -6,12 +6,12 @@ from pathlib import Path
 from lora_core.records import TrialRecord, save_trial
 from reports.study import Study, adapter_folder, load
 from sweeps.client import Worker
-from sweeps.tracking import Tracker
+from sweeps.telling import Teller
 
 METRIC = "test_loss"
 
 
-def score(worker: Worker, folder: Path, tracker: Tracker) -> list[str]:
+def score(worker: Worker, folder: Path, tracker: Teller) -> list[str]:
     """Scores what is to be quoted and has not been scored yet, and notes it with each trial; returns a line for each
     that it could not score. Raises WorkerDied."""
     study = load(folder)

@@ -1,6 +1,7 @@
 """A search from its first line to its last: what is checked, the trials, the winner, the report."""
 
 import shlex
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -22,6 +23,7 @@ from sweeps.preflight import (
     variants,
 )
 from sweeps.protocol import Ready, Setup
+from sweeps.requests import forget_requests, take_request
 from sweeps.scoring import score
 from sweeps.slots import measure, slots_line
 from sweeps.space import Job, cap_num_layers
@@ -36,6 +38,7 @@ from sweeps.study_folder import (
     write_log,
 )
 from sweeps.summary import search_summary
+from sweeps.telling import Teller
 from sweeps.tracking import Tracker
 from sweeps.trials import Trials
 
@@ -82,7 +85,7 @@ def _search(name: str, job: Job, ready: Ready, folder: Path, display: Display) -
         record = study_record(name, folder, job, ready, notes, resume_command(job.argv, name))
         record.n_trials = max(record.n_trials, len(study.ended))  # what has ended stays part of the study
         check_fits(study, record, folder)
-        tracker = Tracker(job.config.tracking.uri, str(job.config.tracking.experiment))
+        tracker = Teller(Tracker(job.config.tracking.uri, str(job.config.tracking.experiment)), display.say)
     display.say(f"Study {name}. To resume it: {record.resume_command}")
     display.start(ready, record.space, record.notes)
     return Search(job, study, record, folder, tracker, display)
@@ -92,7 +95,7 @@ class Search:
     """One run of a study that is ready to train."""
 
     def __init__(
-        self, job: Job, study: Study, record: StudyRecord, folder: Path, tracker: Tracker, display: Display
+        self, job: Job, study: Study, record: StudyRecord, folder: Path, tracker: Teller, display: Display
     ) -> None:
         self.job = job
         self.record = record
@@ -106,6 +109,8 @@ class Search:
         winner, merges it, scores the test set, writes the report. `measuring`: whether it is to be found out how well
         slots do."""
         with locked(self.folder), self._recorded(None if choose else slots):
+            forget_requests(self.folder)
+            worker.between = self._heed
             if slots > 1 and measuring:
                 slots = self._measured(worker, choose)
             self._use(slots)
@@ -113,6 +118,13 @@ class Search:
                 slots = self._train(self.trials.train, worker, slots)
                 self._train(self.trials.confirm, worker, slots)
             self._finish(worker)
+
+    def _heed(self) -> None:
+        """Does what `lora-sweep stop` has asked for."""
+        if request := take_request(self.folder):
+            self.trials.unwanted.update(request.trials)
+            if request.study:
+                raise KeyboardInterrupt(signal.SIGINT)
 
     def _measured(self, worker: Worker, choose: bool) -> int:
         """The slots to go on with; notes how fast they are, and whether trials in them get what they get alone."""
@@ -178,6 +190,7 @@ class Search:
             if isinstance(error, WorkerDied):
                 error = self._death(error)
             self.tracker.close_study(self.record, "interrupted", None)
+            self._save("interrupted")
             if isinstance(error, KeyboardInterrupt):
                 self.display.fail(lossless)
             raise error
@@ -194,9 +207,10 @@ class Search:
         self.record.ended = now()
         self._save("complete")
         report = self._report()
-        self.tracker.close_study(self.record, "complete", report)
-        if self.tracker.problem:
-            self.display.say(self.tracker.problem)
+        with self.display.doing("Telling MLflow"):
+            problem = self.tracker.close_study(self.record, "complete", report)
+        if problem:
+            self.display.say(problem)
         self._save("complete")
 
     def _fuse_winner(self, worker: Worker) -> None:

@@ -68,6 +68,14 @@ class Store:
             token = page.token or None
         return runs
 
+    def run(self, run_id: str) -> Run:
+        """The run with its latest metrics, tags and outputs."""
+        return self.client.get_run(run_id)
+
+    def history(self, run_id: str, metric: str) -> list[tuple[int, float]]:
+        """The points of a curve: step and value."""
+        return [(point.step, point.value) for point in self.client.get_metric_history(run_id, metric)]
+
     def create_run(self, name: str, tags: dict[str, str], params: dict[str, str], start: int | None = None) -> str:
         """A new run in state RUNNING; returns its id."""
         run = self.client.create_run(self.experiment_id, start, _cut(tags), name)
@@ -92,6 +100,10 @@ class Store:
 
     def tag(self, run_id: str, tags: dict[str, str]) -> None:
         self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in _cut(tags).items()])
+
+    def untag(self, run: Run, key: str) -> None:
+        if key in run.data.tags:
+            self.client.delete_tag(run.info.run_id, key)
 
     def end(self, run_id: str, status: str, tags: dict[str, str], at: int | None = None) -> None:
         """Ends a run as FINISHED, KILLED or FAILED."""

@@ -4,8 +4,9 @@ import fcntl
 import os
 import shlex
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from sweeps.space import Job
 from sweeps.study import Study, check_same
 
 LOG = "worker.log"
+LOOKS = 5
 
 
 def trial_name(number: int) -> str:
@@ -62,10 +64,11 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _hold(handle: int, folder: Path) -> None:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(f"Another lora-sweep writes to {folder}. Wait for it, or give another study= name.") from None
+    for _ in range(LOOKS):
+        with suppress(BlockingIOError):
+            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        time.sleep(0.1)  # `lora-sweep status` may be looking, which takes no time
+    raise UserError(f"Another lora-sweep writes to {folder}. Wait for it, or give another study= name.")
 
 
 def earlier_record(folder: Path) -> StudyRecord | None:

@@ -1,18 +1,18 @@
 """A study as MLflow shows it: one run for the study, one nested run for each trial.
 
 What lies on disk is the truth and MLflow the window: if the store fails during a study, training goes on, and
-what was missed is made up for from disk when the study closes or is resumed.
+what was missed is made up for from disk: when the store answers again, when the study closes, or is resumed.
 """
 
 import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Concatenate, ParamSpec
+from typing import TYPE_CHECKING, Concatenate, ParamSpec
 
 import yaml
 
-from lora_core.records import StudyRecord, TrialRecord, load_metrics, load_trials
+from lora_core.records import StudyRecord, TrialRecord, load_metrics, load_trial, load_trials
 from lora_core.trial import TrialSpec
 from reports.constraints import broken, constraints_of
 from sweeps.connect import FAILURES, first_line, public
@@ -21,13 +21,17 @@ from sweeps.run_values import study_tags
 from sweeps.store import Store, milliseconds
 from sweeps.trial_run import INTERRUPTED, TrialRun, add_data
 
+if TYPE_CHECKING:  # `sweeps.connect` decides how mlflow is imported
+    from mlflow.entities import Run
+
 P = ParamSpec("P")
+BEST, VALUE = "study/best_so_far", "study/trial_value"
 
 
 def _if_reachable(
     method: Callable[Concatenate["Tracker", P], None],
 ) -> Callable[Concatenate["Tracker", P], None]:
-    """After a first failure nothing more is tried (each try may take seconds) until the study closes."""
+    """After a first failure nothing more is tried (each try may take seconds) until `recover`."""
 
     @functools.wraps(method)
     def tried(self: "Tracker", /, *args: P.args, **kwargs: P.kwargs) -> None:
@@ -43,13 +47,17 @@ def _if_reachable(
 class Tracker:
     """Tells the MLflow store at `uri` about one study. Raises UserError if the store cannot be used.
 
-    `problem` says in one line why MLflow lacks something; it is None while MLflow lacks nothing.
+    `problem` says in one line why MLflow lacks something; it is None while MLflow lacks nothing. What `study`
+    holds is replaced and never changed in place: another thread may be writing it to disk.
     """
 
     def __init__(self, uri: str, experiment: str) -> None:
         self.store = Store(uri, experiment)
         self.problem: str | None = None
+        self.copied = 0  # trials that were told from their files
         self._live: dict[str, TrialRun] = {}
+        self._begun: set[str] = set()  # trials that were started since `open_study`
+        self._over: set[str] = set()  # trials whose runs have ended
         self._best = math.inf
         self._latest = 0
 
@@ -64,51 +72,76 @@ class Tracker:
         Trials in `folder` that ended unknown to the store are copied to it; runs that an interruption left
         open are ended.
         """
+        self.prepare(study, folder)
+        self.open_run()
+
+    def prepare(self, study: StudyRecord, folder: Path) -> None:
+        """The part of `open_study` that needs no store."""
         self.study, self.folder = study, folder
+        self._earlier = {record.name for record in self._records()}
         store = self.store
         link = study_link(base_of(store.uri), store.experiment_id, study.study)
-        study.tracking |= {"uri": public(store.uri), "experiment": store.experiment}
-        study.tracking |= {"experiment_id": store.experiment_id, "link": link}
-        if study.kind != "train":
+        where = {"uri": public(store.uri), "experiment": store.experiment}
+        study.tracking = {**study.tracking, **where, "experiment_id": store.experiment_id, "link": link}
+
+    def open_run(self) -> None:
+        """The part of `open_study` that tells the store. A single fine-tune has no run but its trial's."""
+        if self.study.kind != "train":
             self._open_run()
 
-    @_if_reachable
+    def recover(self) -> bool:
+        """Tries the store again after a failure, and tells it what it missed; returns whether that went well."""
+        self.problem = None
+        self._open_run()
+        return self.problem is None
+
     def start_trial(self, study: StudyRecord, spec: TrialSpec) -> None:
         """A new run, also where an earlier attempt of the trial has one: MLflow lets no param change."""
+        self._begun.add(spec.name)
+        self._over.discard(spec.name)
+        self._start_trial(study, spec)
+
+    @_if_reachable
+    def _start_trial(self, study: StudyRecord, spec: TrialSpec) -> None:
         if study.kind == "train":
             self._end_earlier(spec.name)
         self._start(spec)
-        if study.kind == "train":
-            run_id = self._live[spec.name].run_id
-            link = run_link(base_of(self.store.uri), self.store.experiment_id, run_id)
-            study.tracking |= {"run_id": run_id, "link": link}
 
     @_if_reachable
     def log_evaluation(self, name: str, row: dict[str, float]) -> None:
         """Adds a row of `metrics.jsonl` to the curves of a trial."""
-        self._live[name].log(row)
+        if name in self._live:
+            self._live[name].log(row)
+        elif name not in self._begun:
+            raise KeyError(name)
+        elif name not in self._over:  # its start was missed
+            self._bring_up(load_trial(self._place(name)), None)
 
     @_if_reachable
     def end_trial(self, record: TrialRecord) -> None:
         """Final numbers, adapter and status. A trial that was not started here is in the store already."""
-        if record.name in self._live:
-            self._live[record.name].end(record)
-            del self._live[record.name]
-            self._tell_study(record)
+        name = record.name
+        if name in self._begun and name not in self._live and name not in self._over:  # its start was missed
+            self._bring_up(record, None)
+        elif name in self._live:
+            self._end(record)
+        else:
+            return
+        self._tell_study(record)
 
     @_if_reachable
     def log_number(self, name: str, metric: str, number: float) -> None:
-        """Adds a number to a trial that has ended."""
-        self.store.log(self.study.runs[name], [(metric, number, 0)], milliseconds())
+        """Adds a number to a trial that has ended. What the store misses of it now, it is told with the rest."""
+        if name in self.study.runs:
+            self.store.log(self.study.runs[name], [(metric, number, 0)], milliseconds())
 
     def close_study(self, study: StudyRecord, state: str, report_folder: Path | None) -> None:
         """Ends the study's run, and those of trials still running; `state` is `complete` or `interrupted`."""
-        if self.problem is not None and study.kind != "train":
-            self.problem = None
-            self._open_run()
+        if self.problem is not None:
+            self.recover()
         self._close(state, report_folder)
         if self.problem is not None:
-            study.notes.append(self.problem)
+            study.notes = [*study.notes, self.problem]
 
     @_if_reachable
     def _close(self, state: str, report_folder: Path | None) -> None:
@@ -124,59 +157,91 @@ class Tracker:
 
     @_if_reachable
     def _open_run(self) -> None:
+        if self.study.kind != "train":
+            self._open_parent()
+        self._catch_up()
+
+    def _open_parent(self) -> None:
         study = self.study
         run_id = study.tracking.get("run_id")
         if run_id is not None and self.store.has_run(run_id):
             self.store.reopen(run_id, study_tags(study))
         else:
-            study.runs.clear()
-            run_id = study.tracking["run_id"] = self.store.create_run(study.study, study_tags(study), {})
+            study.runs = {}
+            run_id = self.store.create_run(study.study, study_tags(study), {})
+            study.tracking = {**study.tracking, "run_id": run_id}
             add_data(self.store, run_id, study)
         config = yaml.safe_dump(study.config, sort_keys=False, allow_unicode=True)
         self.store.add_text(run_id, config, "config.yaml")
         self.store.add_text(run_id, "\n".join(study.space) + "\n", "space.txt")
-        self._catch_up()
 
     def _catch_up(self) -> None:
-        """Brings the store to what lies on disk."""
+        """Brings the store to what lies on disk, but for trials of whose start we have yet to be told."""
         self._live.clear()
-        known = self._end_orphans()
-        for record in load_trials(self.folder):
-            if record.name in known:
-                self._note_best(record)
-                self._add_late(record, known[record.name])
-            elif record.state != "running":
-                self._copy(record)
+        there = self._runs_there()
+        self.study.runs = {name: run.info.run_id for name, run in there.items()}
+        records = [r for r in self._records() if r.name in self._earlier | self._begun]
+        for record in records:
+            self._bring_up(record, there.get(record.name))
+        for name, run in there.items():
+            if run.info.status == "RUNNING" and name not in self._live and name not in self._over:
+                self.store.end(run.info.run_id, "KILLED", INTERRUPTED)
+        self._tell_study_rest(records)
 
-    def _add_late(self, record: TrialRecord, there: set[str]) -> None:
-        """The test set is scored long after a trial has ended, perhaps while the store was away."""
-        if "test_loss" in record.metrics.keys() - there:
-            self.log_number(record.name, "test_loss", record.metrics["test_loss"])
+    def _records(self) -> list[TrialRecord]:
+        if self.study.kind == "train":
+            return [load_trial(self.folder)] if (self.folder / "trial.json").exists() else []
+        return load_trials(self.folder)
 
-    def _end_orphans(self) -> dict[str, set[str]]:
-        """The trials whose runs have ended, and the names of their metrics. Runs still open belong to nobody."""
-        known = {}
-        self.study.runs.clear()  # some may have been deleted in MLflow
+    def _place(self, name: str) -> Path:
+        """The folder of a trial."""
+        return self.folder if self.study.kind == "train" else self.folder / name
+
+    def _runs_there(self) -> "dict[str, Run]":
+        """The latest run of each trial. Any earlier one is of an attempt that was given up."""
+        if self.study.kind == "train":
+            known = self.study.runs.items()
+            return {name: self.store.run(run_id) for name, run_id in known if self.store.has_run(run_id)}
+        latest: dict[str, Run] = {}
         for run in self.store.children(self.study.tracking["run_id"]):
-            name, run_id, tags = run.data.tags["sweep.trial"], run.info.run_id, run.data.tags
-            if run.info.status == "RUNNING":
-                self.store.end(run_id, "KILLED", INTERRUPTED)
-            if tags["sweep.role"] == "attempt":
-                continue
-            self.study.runs[name] = run_id
-            if run.info.status != "RUNNING" and tags.get("sweep.reason") != "interrupted":
-                known[name] = set(run.data.metrics)
-        return known
+            attempt = run.data.tags["sweep.role"] == "attempt"
+            if attempt and run.info.status == "RUNNING":
+                self.store.end(run.info.run_id, "KILLED", INTERRUPTED)
+            elif not attempt:
+                self._give_up(latest.get(run.data.tags["sweep.trial"]))
+                latest[run.data.tags["sweep.trial"]] = run
+        return latest
 
-    def _copy(self, record: TrialRecord) -> None:
-        self._start(record, copied=True)
-        for row in load_metrics(self.folder / record.name):
-            self._live[record.name].log(row)
-        self.end_trial(record)
+    def _give_up(self, run: "Run | None") -> None:
+        if run is not None:
+            self.store.end(run.info.run_id, "KILLED", {**INTERRUPTED, "sweep.role": "attempt"})
+
+    def _bring_up(self, record: TrialRecord, run: "Run | None") -> None:
+        """Brings the run of one trial to what lies on disk."""
+        name, ended = record.name, record.state != "running"
+        if run is not None and _has_ended(run):
+            self._over.add(name)
+            # The test set is scored long after a trial has ended, perhaps while the store was away.
+            if "test_loss" in record.metrics.keys() - run.data.metrics.keys():
+                self.log_number(name, "test_loss", record.metrics["test_loss"])
+        elif ended or name in self._begun:
+            rows = load_metrics(self._place(name))
+            if run is None or not self._go_on(record, run, rows):
+                self._start(record, copied=ended)
+                self._live[name].catch_up(rows)
+            if ended:
+                self._end(record)
+                self.copied += 1
+
+    def _go_on(self, record: TrialRecord, run: "Run", rows: list[dict[str, float]]) -> bool:
+        known = TrialRun(self.store, self.study, record, record.state != "running", run)
+        self._live[record.name] = known
+        return known.catch_up(rows)
 
     def _end_earlier(self, name: str) -> None:
         """Ends the run of a single fine-tune that was interrupted, be it by a kill that told nobody."""
-        run_id = self.study.runs.pop(name, None)
+        run_id = self.study.runs.get(name)
+        self.study.runs = {}
         if run_id is not None and self.store.has_run(run_id):
             self.store.end(run_id, "KILLED", {**INTERRUPTED, "sweep.role": "attempt"})
 
@@ -185,19 +250,39 @@ class Tracker:
             self._live[spec.name].interrupt()
         if earlier := self.study.runs.get(spec.name):
             self.store.tag(earlier, {"sweep.role": "attempt"})
-        run = TrialRun(self.store, self.study, spec, copied)
-        self._live[spec.name] = run
-        self.study.runs[spec.name] = run.run_id
+        run = self._live[spec.name] = TrialRun(self.store, self.study, spec, copied)
+        self.study.runs = {**self.study.runs, spec.name: run.run_id}
+        if self.study.kind == "train":
+            link = run_link(base_of(self.store.uri), self.store.experiment_id, run.run_id)
+            self.study.tracking = {**self.study.tracking, "run_id": run.run_id, "link": link}
+
+    def _end(self, record: TrialRecord) -> None:
+        self._live[record.name].end(record)
+        del self._live[record.name]
+        self._over.add(record.name)
 
     def _tell_study(self, record: TrialRecord) -> None:
         """Trials end out of order; the best so far belongs to the highest number that has ended."""
         if self._note_best(record):
             assert record.number is not None and record.value is not None
-            points = [
-                ("study/best_so_far", self._best, self._latest),
-                ("study/trial_value", record.value, record.number),
-            ]
+            points = [(BEST, self._best, self._latest), (VALUE, record.value, record.number)]
             self.store.log(self.study.tracking["run_id"], points, milliseconds())
+
+    def _tell_study_rest(self, records: list[TrialRecord]) -> None:
+        """What the study's own curves lack."""
+        counted = [record for record in records if self._note_best(record)]
+        if not counted:
+            return
+        run_id = self.study.tracking["run_id"]
+        told = {metric: {step for step, _ in self.store.history(run_id, metric)} for metric in (BEST, VALUE)}
+        best, points = math.inf, []
+        for record in counted:
+            assert record.number is not None and record.value is not None
+            best = min(best, record.value)
+            points += [(BEST, best, record.number), (VALUE, record.value, record.number)]
+        missing = [point for point in points if point[2] not in told[point[0]]]
+        if missing:
+            self.store.log(run_id, missing, milliseconds())
 
     def _note_best(self, record: TrialRecord) -> bool:
         """Whether the trial is one that counts in the search."""
@@ -210,3 +295,8 @@ class Tracker:
         self._best = min(self._best, record.value)
         self._latest = max(self._latest, record.number)
         return True
+
+
+def _has_ended(run: "Run") -> bool:
+    """Whether the run was told how its trial ended."""
+    return run.info.status != "RUNNING" and run.data.tags.get("sweep.reason") != "interrupted"

@@ -2,6 +2,7 @@
 
 import math
 import shlex
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -20,10 +21,14 @@ from sweeps.display import Display
 from sweeps.environment import environment
 from sweeps.preflight import check_places, opening
 from sweeps.protocol import Go, Ready, Report, Setup
+from sweeps.requests import forget_requests, take_request
 from sweeps.space import cap_config
 from sweeps.study_folder import earlier_record, locked, write_log
 from sweeps.summary import train_summary
+from sweeps.telling import Teller
 from sweeps.tracking import Tracker
+
+SETTLE = 2.0  # seconds
 
 
 def run(config: SweepConfig, written: set[str], argv: list[str], folder: Path | None = None) -> int:
@@ -64,7 +69,7 @@ def _opened(
     """Opens the tracker, if nothing speaks against it, and says what is about to run."""
     config, notes = cap_config(config, written, ready.model.depth)
     with opening(config.tracking.uri):
-        tracker = Tracker(config.tracking.uri, str(config.tracking.experiment))
+        tracker = Teller(Tracker(config.tracking.uri, str(config.tracking.experiment)), display.say)
     record = _record(name, config, ready, notes, argv)
     if earlier := earlier_record(folder):
         record.runs = earlier.runs
@@ -77,7 +82,7 @@ class Run:
     """A single run that is ready to train."""
 
     def __init__(
-        self, config: SweepConfig, spec: TrialSpec, record: StudyRecord, folder: Path, tracker: Tracker,
+        self, config: SweepConfig, spec: TrialSpec, record: StudyRecord, folder: Path, tracker: Teller,
         display: Display,
     ) -> None:  # fmt: skip
         self.config = config
@@ -86,26 +91,35 @@ class Run:
         self.folder = folder
         self.tracker = tracker
         self.display = display
+        self.untold: str | None = None  # what MLflow lacks
         self.base = math.nan  # the loss before the first step
 
     def train(self, worker: Worker) -> int:
         """Trains, merges and says what came out; returns the exit code."""
         with locked(self.folder), self._recorded():
+            forget_requests(self.folder)
+            worker.between = self._heed
             with self.display:
                 trial = self._trained(worker)
             self._score(worker, trial)
             self.tracker.end_trial(trial)
             fused = self._fused(worker, trial)
-        if self.tracker.problem:
-            self.display.say(self.tracker.problem)
+        if self.untold:
+            self.display.say(self.untold)
         self.display.say(train_summary(self.folder, self.record, trial, self.base, fused))
         return 0 if trial.state == "complete" else 1
+
+    def _heed(self) -> None:
+        """Does what `lora-sweep stop` has asked for."""
+        if (request := take_request(self.folder)) and request.study:
+            raise KeyboardInterrupt(signal.SIGINT)
 
     @contextmanager
     def _recorded(self) -> Iterator[None]:
         """Whatever ends the run, its records say so."""
         self.tracker.open_study(self.record, self.folder)
         self.tracker.start_trial(self.record, self.spec)
+        self.tracker.settle(SETTLE)  # a run that is killed must know its MLflow run when it is started anew
         save_study(self.folder, self.record)
         state = "interrupted"
         onward = f"To go on with it: {self.record.resume_command}"
@@ -120,7 +134,7 @@ class Run:
             raise WorkerDied(write_log(self.folder, death)) from None
         finally:
             self.record.state, self.record.ended = state, now()
-            self.tracker.close_study(self.record, state, None)
+            self.untold = self.tracker.close_study(self.record, state, None)
             save_study(self.folder, self.record)
 
     def _trained(self, worker: Worker) -> TrialRecord:

@@ -4,6 +4,7 @@ import json
 import math
 from datetime import datetime
 from pathlib import Path, PurePath
+from typing import TYPE_CHECKING
 
 from lora_core.records import StudyRecord, TrialRecord
 from lora_core.trial import TrialSpec
@@ -20,43 +21,86 @@ from sweeps.run_values import (
 )
 from sweeps.store import Store, milliseconds
 
+if TYPE_CHECKING:  # `sweeps.connect` decides how mlflow is imported
+    from mlflow.entities import Run
+
 INTERRUPTED = {"sweep.reason": "interrupted"}
 
 
 class TrialRun:
-    """Creates the run. `copied`: the trial has ended already and is told from its files, with its times."""
+    """Creates the run, or goes on with `known`, of which an earlier try got some of the way.
 
-    def __init__(self, store: Store, study: StudyRecord, spec: TrialSpec | TrialRecord, copied: bool = False) -> None:
+    `copied`: the trial has ended already and is told from its files, with its times.
+    """
+
+    def __init__(
+        self, store: Store, study: StudyRecord, spec: TrialSpec | TrialRecord, copied: bool = False,
+        known: "Run | None" = None,
+    ) -> None:  # fmt: skip
         self.store = store
         self.study = study
         self.role = spec.role
+        self.known = known
         self.began = _moment(spec.started) if copied and isinstance(spec, TrialRecord) else None
-        parent = {} if study.kind == "train" else {"mlflow.parentRunId": study.tracking["run_id"]}
-        self.run_id = store.create_run(run_name(spec), trial_tags(study, spec) | parent, params(spec), self.began)
-        add_data(store, self.run_id, study)
+        self._created = known.info.start_time if known else 0
         self._best = math.inf
         self._held: list[Point] = []
         self._last = 0  # time of the latest point
+        self._step = -1  # of the latest row
+        self.run_id = known.info.run_id if known else self._create(spec)
+
+    def _create(self, spec: TrialSpec | TrialRecord) -> str:
+        parent = {} if self.study.kind == "train" else {"mlflow.parentRunId": self.study.tracking["run_id"]}
+        tags = trial_tags(self.study, spec) | parent
+        run_id = self.store.create_run(run_name(spec), tags, params(spec), self.began)
+        add_data(self.store, run_id, self.study)
+        return run_id
 
     def log(self, row: dict[str, float]) -> None:
-        """Adds a row of `metrics.jsonl` to the curves, and the objective where it has improved.
+        """Adds a row of `metrics.jsonl` to the curves, and the objective where it has improved; once.
 
         MLflow's pages lead with the metric that a run had first, so what comes before the objective waits.
         """
+        if row["step"] <= self._step:
+            return
         objective = [(OBJECTIVE, row["val_loss"], 0)] if self._improves(row) else []
-        self._held += curve_points(row)
+        points = [*objective, *self._held, *curve_points(row)]
         if math.isfinite(self._best):
-            self.store.log(self.run_id, objective + self._held, self._at(row.get("seconds", 0.0)))
-            self._held = []
+            self.store.log(self.run_id, points, self._at(row.get("seconds", 0.0)))
+            points = []
+        self._held, self._step = points, int(row["step"])
+
+    def catch_up(self, rows: list[dict[str, float]]) -> bool:
+        """Adds those of a trial's `rows` that the run lacks; False if it holds others, of another attempt."""
+        told = self.store.history(self.run_id, "val_loss") if self.known else []
+        written = {(int(row["step"]), str(row["val_loss"])) for row in rows}
+        if not {(step, str(value)) for step, value in told} <= written:
+            return False
+        steps = {step for step, _ in told}
+        for row in rows:
+            if row["step"] in steps:
+                self._improves(row)
+                self._step = int(row["step"])
+            else:
+                self.log(row)
+        return True
 
     def end(self, record: TrialRecord) -> None:
         """The numbers known once, the adapter, and a status that tells the truth."""
         at = self._at(record.metrics.get("train_seconds", 0.0))
         model = self._add_adapter(record)
-        self.store.log(self.run_id, single_points(record), at, model)
+        points = single_points(record)
+        # They come all at once, so one tells of all. The objective has come before, as a curve's first.
+        if not self._told({key for key, *_ in points} - {OBJECTIVE}):
+            self.store.log(self.run_id, points, at, model)
         self.store.log(self.run_id, self._held, at)
-        ended = None if self.began is None else _moment(record.ended)
+        if self.known:
+            self.store.untag(self.known, "sweep.reason")
+        ended = None if self.began is None else max(_moment(record.ended) or 0, self._created)
         self.store.end(self.run_id, STATUSES[record.state], end_tags(record), ended)
+
+    def _told(self, keys: set[str]) -> bool:
+        return self.known is not None and not keys.isdisjoint(self.known.data.metrics)
 
     def interrupt(self) -> None:
         self.store.end(self.run_id, "KILLED", INTERRUPTED)
@@ -80,6 +124,8 @@ class TrialRun:
         self.store.add_folder(self.run_id, Path(record.adapter), "adapters")
         if record.state != "complete":
             return None
+        if self.known and self.known.outputs and self.known.outputs.model_outputs:
+            return self.known.outputs.model_outputs[0].model_id
         name = record.name if self.study.kind == "train" else f"{self.study.study}-{record.name}"
         tags = {"sweep.study": self.study.study, "sweep.role": record.role, "adapter": record.adapter}
         return self.store.add_model(self.run_id, name, tags, params(record), record.best_step or record.step)

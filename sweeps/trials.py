@@ -23,7 +23,7 @@ from sweeps.protocol import Go, Report
 from sweeps.space import Job
 from sweeps.study import Evaluation, Proposal, Study
 from sweeps.study_folder import ended_already, has_completed, trial_name
-from sweeps.tracking import Tracker
+from sweeps.telling import Teller
 
 REFERENCES = ("base", "default")
 ATTEMPTS = 3  # at a trial on which the training process dies
@@ -35,7 +35,7 @@ class Trials:
     """What a trial is known by everywhere is its name: `base`, `default`, `trial-0007`, `confirm-0007-1`."""
 
     def __init__(
-        self, job: Job, study: Study, record: StudyRecord, folder: Path, tracker: Tracker, display: Display
+        self, job: Job, study: Study, record: StudyRecord, folder: Path, tracker: Teller, display: Display
     ) -> None:
         self.job = job
         self.study = study
@@ -45,6 +45,7 @@ class Trials:
         self.display = display
         self.running: dict[str, TrialSpec] = {}
         self._deaths: Counter[str] = Counter()  # of the training process, by trial that was running
+        self.unwanted: set[str] = set()  # trials that the user wants ended
         self.waiting: list[TrialSpec] | None = None  # those that come before any new one; None: not looked for yet
         self.confirming = False  # no new ones any more
 
@@ -118,7 +119,9 @@ class Trials:
         beaten = self._beaten(report)
         for ended in report.ended:
             self._ended(from_dict(TrialRecord, ended.record))
-        go.stop = [name for name in beaten if name in self.running]
+        by_hand = self.unwanted & self.running.keys()
+        go.stop_by_hand = sorted(by_hand)
+        go.stop = [name for name in beaten if name in self.running and name not in by_hand]
         go.start = self._next(report.free)
         return go
 

@@ -19,6 +19,7 @@ from lora_core.measured import Probe
 from lora_core.records import DataInfo
 from lora_core.trial import Ended, Evaluated
 from sweeps.protocol import Channel, Fault, Fuse, Fused, Go, Measure, Progress, Ready, Report, Score, Scored, Setup
+from sweeps.requests import STOPPED
 
 PROGRESS_SECONDS = 0.5
 
@@ -144,6 +145,8 @@ def _train(engine: Any, go: Go, channel: Channel) -> None:
     """Does as told, then trains until there is something that the parent must answer."""
     for name in go.stop:
         engine.stop(name)
+    for name in go.stop_by_hand:
+        engine.stop(name, STOPPED)
     for spec in go.start:
         engine.start(spec)
     ticker = Ticker(engine)

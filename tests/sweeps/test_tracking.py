@@ -23,6 +23,13 @@ if TYPE_CHECKING:  # `sweeps` decides how mlflow is imported
 DATA = {"path": "builtin:demo", "fingerprint": "f" * 16, "rows": {"train": 9}, "tokens": {"train": 99}}
 
 
+def append_metrics_of(spec: TrialSpec, losses: list[float]) -> None:
+    """What a trial writes, without MLflow being told."""
+    Path(spec.folder).mkdir(exist_ok=True)
+    for index, loss in enumerate(losses):
+        append_metrics(Path(spec.folder), {"step": 10 * index, "val_loss": loss, "seconds": float(index)})
+
+
 class Sweep:
     """A study without a trainer: writes the files of a study and tells the tracker, as a search does."""
 
@@ -125,8 +132,8 @@ def test_the_objective_comes_first_and_shows_the_lowest_loss(sweep: Sweep) -> No
     sweep.tracker.start_trial(sweep.record, spec)
     sweep.evaluate(spec, [1.0])
     assert sweep.mlflow_run("trial-0000").data.metrics == {}, "step 0 is the base model, not the trial's value"
-    for loss in (3.0, 2.0, 2.5):
-        sweep.tracker.log_evaluation("trial-0000", {"step": 10, "val_loss": loss})
+    for step, loss in ((10, 3.0), (20, 2.0), (30, 2.5)):
+        sweep.tracker.log_evaluation("trial-0000", {"step": step, "val_loss": loss})
     assert sweep.mlflow_run("trial-0000").data.metrics["best_val_loss"] == 2.0
     sweep.tracker.end_trial(sweep.ended(spec, [1.0, 3.0, 2.0, 2.5]))
     metrics = sweep.mlflow_run("trial-0000").data.metrics
@@ -214,20 +221,25 @@ def test_a_trial_that_is_run_again_at_once_ends_its_earlier_run(sweep: Sweep) ->
 
 def test_after_a_kill_the_store_catches_up_with_the_disk(sweep: Sweep) -> None:
     """Nobody said goodbye, and `study.json` knows of no trial's run."""
-    ended, lost, running = (sweep.spec(f"trial-000{number}") for number in range(3))
+    ended, lost, running, unknown = (sweep.spec(f"trial-000{number}") for number in range(4))
     sweep.run(ended, [3.0, 2.5])
     sweep.tracker.start_trial(sweep.record, lost)
     sweep.evaluate(lost, [3.0, 2.0])
     sweep.ended(lost, [3.0, 2.0])
     sweep.tracker.start_trial(sweep.record, running)
+    append_metrics_of(unknown, [3.0, 2.0])
+    sweep.ended(unknown, [3.0, 2.0])
+    half_told = sweep.record.runs["trial-0001"]
     sweep.record = replace(sweep.record, runs={})
 
     sweep.open()
     assert sweep.mlflow_run("trial-0000").info.status == "FINISHED"
-    copied = sweep.mlflow_run("trial-0001")
-    assert copied.info.status == "FINISHED"
+    assert sweep.mlflow_run("trial-0001").info.run_id == half_told
+    copied = sweep.mlflow_run("trial-0003")
     assert copied.info.end_time - copied.info.start_time == 60_000
-    assert sweep.history("trial-0001", "val_loss") == [(0, 3.0), (10, 2.0)]
+    for name in ("trial-0001", "trial-0003"):
+        assert sweep.mlflow_run(name).info.status == "FINISHED"
+        assert sweep.history(name, "val_loss") == [(0, 3.0), (10, 2.0)]
     assert sweep.mlflow_run("trial-0002").info.status == "KILLED"
     assert sweep.mlflow_run().data.metrics["study/best_so_far"] == 2.0
     before = len(sweep.children())

@@ -1,0 +1,117 @@
+"""How a study stands, by what lies on disk: no MLX, no MLflow, no Optuna."""
+
+import fcntl
+import math
+import os
+from collections import Counter
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from lora_core.records import StudyRecord, TrialRecord, load_metrics, load_study, load_trial, load_trials
+
+
+@dataclass
+class Standing:
+    """A study, or a single run, as it stands. `steps`: the last step evaluated of running trials, by name."""
+
+    record: StudyRecord
+    trials: list[TrialRecord]
+    at_work: bool
+    steps: dict[str, int]
+
+    @property
+    def searched(self) -> list[TrialRecord]:
+        roles = ("trial", "train")
+        return [trial for trial in self.trials if trial.role in roles]
+
+    @property
+    def ended(self) -> list[TrialRecord]:
+        return [trial for trial in self.searched if trial.state != "running"]
+
+    @property
+    def running(self) -> list[TrialRecord]:
+        """In training right now, reference rows too. Without a process at work, they wait for a resume."""
+        return [trial for trial in self.trials if trial.state == "running"]
+
+    @property
+    def best(self) -> TrialRecord | None:
+        complete = [trial for trial in self.searched if trial.state == "complete" and trial.value is not None]
+        return min(complete, key=lambda trial: trial.value or math.inf, default=None)
+
+    @property
+    def reasons(self) -> Counter[str]:
+        return Counter(trial.reason or "no reason known" for trial in self.searched if trial.state == "failed")
+
+    @property
+    def total_steps(self) -> int:
+        return sum(trial.step for trial in self.trials) + sum(self.steps.values())
+
+    @property
+    def seconds(self) -> float:
+        """For how long at least one trial was in training."""
+        spans = sorted(span for trial in self.trials if (span := self._span(trial)))
+        total, until = 0.0, -math.inf
+        for begin, end in spans:
+            total += max(0.0, end - max(begin, until))
+            until = max(until, end)
+        return total
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At the pace of the trials that ended; None while none has."""
+        done = sum(trial.role != "base" and trial.state != "running" for trial in self.trials)
+        if not done or not self.ended:
+            return None
+        under_way = sum(self.progress(trial) for trial in self.running)
+        left = max(0.0, self.record.n_trials - len(self.ended) - under_way)
+        return self.seconds / (done + under_way) * left
+
+    def progress(self, trial: TrialRecord) -> float:
+        """The done part of a running trial, as of its last evaluation."""
+        return self.steps[trial.name] / max(1, trial.planned_steps)
+
+    def _span(self, trial: TrialRecord) -> tuple[float, float] | None:
+        """When it was in training, in seconds since 1970."""
+        begin, end = _moment(trial.started), _moment(trial.ended)
+        if begin is None:
+            return None
+        if end is None:
+            end = datetime.now(UTC).timestamp() if self.at_work else begin
+        return begin, end
+
+
+def standing(folder: Path) -> Standing:
+    """Reads a study's folder."""
+    record = load_study(folder)
+    single = record.kind == "train"
+    trials = _single(folder) if single else load_trials(folder)
+    places = {trial.name: folder if single else folder / trial.name for trial in trials}
+    steps = {trial.name: _last_step(places[trial.name]) for trial in trials if trial.state == "running"}
+    return Standing(record, trials, at_work(folder), steps)
+
+
+def at_work(folder: Path) -> bool:
+    """Whether a process holds the folder, see `study_folder.locked`."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        # Shared, so that two that look do not see each other.
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+
+
+def _single(folder: Path) -> list[TrialRecord]:
+    return [load_trial(folder)] if (folder / "trial.json").exists() else []
+
+
+def _last_step(folder: Path) -> int:
+    rows = load_metrics(folder)
+    return int(rows[-1]["step"]) if rows else 0
+
+
+def _moment(iso: str | None) -> float | None:
+    return datetime.fromisoformat(iso).timestamp() if iso else None

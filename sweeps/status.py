@@ -1,0 +1,122 @@
+"""`lora-sweep status [STUDY]`: how studies stand, from what lies on disk."""
+
+import argparse
+import time
+from pathlib import Path
+
+from lora_core.errors import UserError
+from reports.command import study_folder
+from reports.wording import amount, loss, plural, setting
+from sweeps.standing import Standing, standing
+
+SECONDS = 2.0  # between two looks
+_STATES = ("complete", "pruned", "failed")
+
+
+def main(argv: list[str]) -> int:
+    """Prints one study, or a line for each; with --watch until it ends. Returns the exit code; raises UserError if
+    there is no such study."""
+    given = _arguments(argv)
+    place = Path(given.output_dir)
+    if given.study is None:
+        if given.watch:
+            raise UserError("--watch needs the name of a study: lora-sweep status STUDY --watch")
+        print("\n".join(overview(place)))
+        return 0
+    folder = study_folder(place, given.study)
+    if given.watch:
+        _watch(folder)
+    else:
+        print("\n".join(described(standing(folder))))
+    return 0
+
+
+def _arguments(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="lora-sweep status", description="How a study stands, or all of them.")
+    parser.add_argument("study", nargs="?", metavar="STUDY", help="its name; train/NAME for a single run; default: all")
+    parser.add_argument("--watch", action="store_true", help="look again every two seconds until it ends")
+    parser.add_argument("--output-dir", default="outputs", metavar="DIR", help="where studies lie (default: outputs)")
+    return parser.parse_args(argv)
+
+
+def overview(place: Path) -> list[str]:
+    """A line for each study, the newest first."""
+    all_of_them = [standing(path.parent) for path in place.glob("*/study.json")]
+    if not all_of_them:
+        raise UserError(f"{place} holds no studies. Other folder: --output-dir DIR.")
+    newest = sorted(all_of_them, key=lambda each: each.record.created, reverse=True)
+    width = max(len(each.record.study) for each in newest)
+    return [f"{each.record.study:<{width}}  {_state(each):<11}  {_counts(each)}{_best(each)}" for each in newest]
+
+
+def described(study: Standing) -> list[str]:
+    """A few lines about one study."""
+    lines = [f"{study.record.study}  {_state(study)}  {_counts(study)}"]
+    if study.reasons:
+        lines.append("Failed: " + ", ".join(f"{count} × {reason}" for reason, count in study.reasons.items()))
+    for trial in study.running:
+        how = "at step" if study.at_work else "begun, to be run again from step 0; was at"
+        lines.append(f"{trial.name}  {how} {study.steps[trial.name]} of {trial.planned_steps}{_settings(trial.params)}")
+    if best := study.best:
+        lines.append(f"Best {loss(best.value)}  {best.name}{_settings(best.params)}")
+    lines.append(f"{amount(study.total_steps)} steps in {_clock(study.seconds)}{_left(study)}")
+    if not study.at_work and study.record.state != "complete":
+        lines.append(f"No process is at work on it. To go on: {study.record.resume_command}")
+    return lines
+
+
+def _state(study: Standing) -> str:
+    """What it is doing. One that was killed could not write that it was."""
+    if study.at_work:
+        return "running"
+    return "interrupted" if study.record.state == "running" else study.record.state
+
+
+def _counts(study: Standing) -> str:
+    found = [(sum(trial.state == state for trial in study.searched), state) for state in _STATES]
+    parts = [f"{count} {state}" for count, state in found if count]
+    of = f"{len(study.ended)} of {plural(study.record.n_trials, 'trial')} ended"
+    return f"{of} ({', '.join(parts)})" if parts else of
+
+
+def _best(study: Standing) -> str:
+    return f"  best {loss(study.best.value)}" if study.best else ""
+
+
+def _settings(params: dict) -> str:
+    return "".join(f"  {key.rpartition('.')[2]} {setting(value)}" for key, value in params.items())
+
+
+def _left(study: Standing) -> str:
+    if not study.at_work:
+        return ""
+    seconds = study.seconds_left
+    return ", time left unknown until a trial ends" if seconds is None else f", about {_clock(seconds)} left"
+
+
+def _clock(seconds: float) -> str:
+    """`1 h 5 min`, `3 min 20 s`, `45 s`."""
+    whole = round(seconds)
+    parts = [(whole // 3600, "h"), (whole // 60 % 60, "min"), (whole % 60, "s")]
+    shown = [f"{count} {unit}" for count, unit in parts if count][:2]
+    return " ".join(shown) or "0 s"
+
+
+def _watch(folder: Path) -> None:
+    """Shows it anew until nobody is at work on it; in a log, whenever something has changed."""
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    console = Console(highlight=False, soft_wrap=True)
+    last: list[str] = []
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        while (found := standing(folder)).at_work:
+            lines = described(found)
+            if console.is_terminal:
+                live.update(Text("\n".join(lines)), refresh=True)
+            elif lines[:-1] != last:  # but for the time
+                print("\n".join(lines), flush=True)
+                last = lines[:-1]
+            time.sleep(SECONDS)
+    print("\n".join(described(found)))

@@ -1,0 +1,81 @@
+"""`lora-sweep stop STUDY [TRIAL]`: asks the process at work on a study to end it, or one of its trials."""
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from lora_core.errors import UserError, near
+from lora_core.records import load_trial
+from reports.command import study_folder
+from reports.wording import loss
+from sweeps.requests import ask_to_stop, forget_requests
+from sweeps.standing import Standing, standing
+
+PATIENCE = 600.0  # seconds
+LOOK = 0.2  # seconds between two looks
+
+
+def main(argv: list[str]) -> int:
+    """Asks, waits until it is done, says what came of it. Raises UserError where nothing is running by that name."""
+    given = _arguments(argv)
+    folder = study_folder(Path(given.output_dir), given.study).absolute()
+    found = standing(folder)
+    if not found.at_work:
+        raise UserError(f"No process is at work on {given.study}: {len(found.ended)} trials have ended.")
+    if given.trial is not None:
+        _check_running(found, given.trial)
+    ask_to_stop(folder, given.trial)
+    print(_stopped_study(folder) if given.trial is None else _stopped_trial(folder, given.trial), flush=True)
+    return 0
+
+
+def _arguments(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="lora-sweep stop", description="Ends a study that is running, or a trial.")
+    parser.add_argument("study", metavar="STUDY", help="its name; train/NAME for a single run")
+    parser.add_argument("trial", nargs="?", metavar="TRIAL", help="such as trial-0003: the study goes on without it")
+    parser.add_argument("--output-dir", default="outputs", metavar="DIR", help="where studies lie (default: outputs)")
+    return parser.parse_args(argv)
+
+
+def _check_running(found: Standing, name: str) -> None:
+    if found.record.kind == "train":
+        raise UserError(f"{found.record.study} is a single run: stop it without naming a trial.")
+    running = [trial.name for trial in found.running if trial.role == "trial"]
+    if name in running:
+        return
+    there = {trial.name: trial for trial in found.trials}
+    known = f" ({there[name].state})" if name in there else ""
+    now = f" Running: {', '.join(running)}." if running else " No trial of the search is running."
+    raise UserError(f"{name} is not a running trial of {found.record.study}{known}.{now}{near(name, running)}")
+
+
+def _stopped_study(folder: Path) -> str:
+    print("It ends as soon as it has written what it is at.", flush=True)
+    if not _waited(lambda: not standing(folder).at_work):
+        return "It has been asked to stop, but has not answered yet."
+    found = standing(folder)
+    forget_requests(folder)
+    how = "has stopped" if found.record.state != "complete" else "was about to end anyway, and has"
+    resume = "" if found.record.state == "complete" else f"\nTo go on: {found.record.resume_command}"
+    return f"{found.record.study} {how}: {len(found.ended)} of {found.record.n_trials} trials have ended.{resume}"
+
+
+def _stopped_trial(folder: Path, name: str) -> str:
+    print(f"{name} ends at its next evaluation.", flush=True)
+    over = lambda: load_trial(folder / name).state != "running"  # noqa: E731
+    if not _waited(lambda: over() or not standing(folder).at_work) or not over():
+        return f"{name} has been asked to stop, but has not ended yet."
+    trial = load_trial(folder / name)
+    if trial.value is None:
+        return f"{name} has ended at step {trial.step}: {trial.state}."
+    return f"{name} has ended at step {trial.step} ({trial.state}); its best checkpoint is kept ({loss(trial.value)})."
+
+
+def _waited(holds: Callable[[], bool]) -> bool:
+    end = time.monotonic() + PATIENCE
+    while not holds():
+        if time.monotonic() > end:
+            return False
+        time.sleep(LOOK)
+    return True
