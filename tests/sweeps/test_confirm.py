@@ -21,7 +21,7 @@ from tests.sweeps.test_search import mlflow_runs, quick
 CONFIRM = [
     "n_trials=4",
     "search.pruner.n_startup_trials=9",
-    "trainer.slots=2",
+    "trainer.slots=1",
     "search.confirm.k=2",
     "search.confirm.repeats=2",
 ]
