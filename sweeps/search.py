@@ -38,7 +38,7 @@ from sweeps.study_folder import (
     write_log,
 )
 from sweeps.summary import search_summary
-from sweeps.telling import Teller
+from sweeps.telling import SETTLE, Teller
 from sweeps.tracking import Tracker
 from sweeps.trials import Trials
 
@@ -182,6 +182,7 @@ class Search:
         lossless = f"Nothing that ended is lost. Resume with: {self.record.resume_command}"
         interrupts.say_on_leaving(lossless)
         self.tracker.open_study(self.record, self.folder)
+        self.tracker.settle(SETTLE)  # a search that is killed must know its MLflow run when it is resumed
         self._use(slots)
         try:
             yield

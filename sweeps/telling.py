@@ -12,6 +12,7 @@ from lora_core.trial import TrialSpec
 from reports.wording import typed
 from sweeps.tracking import Tracker
 
+SETTLE = 2.0  # seconds that a beginning waits for its run in MLflow to be made
 PAUSE = 5.0  # seconds before a store that failed is tried again; doubled each time, up to
 LONGEST_PAUSE = 60.0
 LAST_TRY = 5.0  # seconds that a search waits at its end for a store that was gone, or when it was interrupted,

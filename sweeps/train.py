@@ -25,10 +25,8 @@ from sweeps.requests import forget_requests, take_request
 from sweeps.space import cap_config
 from sweeps.study_folder import earlier_record, locked, write_log
 from sweeps.summary import train_summary
-from sweeps.telling import Teller
+from sweeps.telling import SETTLE, Teller
 from sweeps.tracking import Tracker
-
-SETTLE = 2.0  # seconds
 
 
 def run(config: SweepConfig, written: set[str], argv: list[str], folder: Path | None = None) -> int:

@@ -174,7 +174,7 @@ def _raise(error: BaseException) -> Any:
         "search -m", "search lora_parameters.rank=range(4,4)", "search lora_parameters.rank=interval(8,4)",
         "search lora_parameters.rnk=4,8", "search seed=1,2", "search lora_parameters.scale=32",
         "search --cfg job lora_parameters.rnk=4,8", "search n_trials=0", "search storage=optuna.db",
-        "search search.confirm.k=3", "search lora_parameters.rank=4,8 lora_parameters.rank=4",
+        "search lora_parameters.rank=4,8 lora_parameters.rank=4",
     ],
 )  # fmt: skip
 def test_bad_input(argv: str, folder: Path, capsys: pytest.CaptureFixture[str], calls: list[Any]) -> None:

@@ -60,7 +60,7 @@ def test_a_single_run_finishes_what_it_is_telling(
     steps = told(signal.SIGINT)
     assert main(["train", *place.arguments("study=one", "trainer.iters=800")]) == 130
     said = capfd.readouterr().err
-    assert "Traceback" not in said and "anew: lora-sweep train" in said
+    assert "Traceback" not in said and "go on with it: lora-sweep train" in said
     assert steps[-1] == 4
     assert place.record("train/one").state == "interrupted"
 
@@ -104,6 +104,8 @@ def test_what_is_ignored_stays_ignored(signalled: list[int]) -> None:
 TWICE = """
 import os, signal, subprocess, sys, time
 from sweeps import interrupts
+
+pytestmark = pytest.mark.faults
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 print(child.pid, flush=True)
 interrupts.end_on_leaving(child)

@@ -13,6 +13,8 @@ from sweeps.connect import open_client
 from tests.sweeps.helpers import Place
 from tests.sweeps.test_search import mlflow_runs, quick
 
+pytestmark = pytest.mark.faults
+
 
 def search(place: Place, *more: str) -> int:
     """Four trials that do not learn from one another, so that they are the same in however many slots."""
@@ -112,7 +114,7 @@ def test_another_death_is_first_tried_again_with_as_many(
 def test_one_trial_that_does_not_fit_fails_alone(place: Place, short_of_memory: Callable[..., list[Any]]) -> None:
     ranks = ["lora_parameters.rank=4,8,16", "optimizer.learning_rate=1e-2", "trainer.slots=2", "n_trials=8"]
     short_of_memory("error", 2, 16)
-    assert quick(place, *ranks) == 0
+    assert search(place, *ranks) == 0
     found = {trial.params["lora_parameters.rank"]: (trial.state, trial.reason) for trial in place.trials()}
     assert found == {4: ("complete", None), 8: ("complete", None), 16: ("failed", "out of memory")}
     check_nothing_is_doubled(place, trials=3)

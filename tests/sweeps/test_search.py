@@ -295,6 +295,9 @@ def test_a_trial_goes_on_where_it_was(place: Place, tmp_path_factory: pytest.Tem
     client = open_client(f"sqlite:///{place.root}/mlflow.db")
     logged = [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, "val_loss")]
     assert sorted(logged) == [(row["step"], row["val_loss"]) for row in load_metrics(curve)]
+    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert [run.data.tags["sweep.role"] for run in runs].count("study") == 1
+    assert not [run for run in runs if run.info.status == "RUNNING"]
 
 
 def test_ctrl_c(place: Place) -> None:

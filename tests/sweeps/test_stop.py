@@ -11,6 +11,8 @@ from sweeps.requests import STOPPED, ask_to_stop, take_request
 from tests.sweeps.helpers import Place
 from tests.sweeps.test_search import alive, mlflow_runs, quick, reach, wait_for
 
+pytestmark = pytest.mark.faults
+
 
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
