@@ -104,8 +104,6 @@ def test_what_is_ignored_stays_ignored(signalled: list[int]) -> None:
 TWICE = """
 import os, signal, subprocess, sys, time
 from sweeps import interrupts
-
-pytestmark = pytest.mark.faults
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 print(child.pid, flush=True)
 interrupts.end_on_leaving(child)
