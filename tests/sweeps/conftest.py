@@ -1,4 +1,4 @@
-"""Machines that are worse than this one."""
+"""An empty folder, and a machine that is worse than this one."""
 
 import subprocess
 import sys
@@ -9,6 +9,15 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to work in."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "work"
 
 
 @pytest.fixture

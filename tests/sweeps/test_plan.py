@@ -20,15 +20,6 @@ Printed = Callable[..., list[str]]
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder to work in."""
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    (tmp_path / "work").mkdir()
-    monkeypatch.chdir(tmp_path / "work")
-    return tmp_path / "work"
-
-
-@pytest.fixture
 def printed(capsys: pytest.CaptureFixture[str]) -> Printed:
     def run(argv: list[str]) -> list[str]:
         assert main(argv) == 0
