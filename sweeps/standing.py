@@ -8,22 +8,18 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from lora_core.records import StudyRecord, TrialRecord, load_metrics, load_study, load_trial, load_trials
+from lora_core.records import CHECKPOINT, TrialRecord, load_metrics, load_study, load_trial, load_trials
+from reports.study import Study
 
 
 @dataclass
-class Standing:
-    """A study, or a single run, as it stands. `steps`: the last step evaluated of running trials, by name."""
+class Standing(Study):
+    """A study, or a single run, as it stands. `steps`: the last step evaluated of running trials, by name; `saved`:
+    those of them that have a checkpoint to go on from."""
 
-    record: StudyRecord
-    trials: list[TrialRecord]
     at_work: bool
     steps: dict[str, int]
-
-    @property
-    def searched(self) -> list[TrialRecord]:
-        roles = ("trial", "train")
-        return [trial for trial in self.trials if trial.role in roles]
+    saved: set[str]
 
     @property
     def ended(self) -> list[TrialRecord]:
@@ -33,11 +29,6 @@ class Standing:
     def running(self) -> list[TrialRecord]:
         """In training right now, reference rows too. Without a process at work, they wait for a resume."""
         return [trial for trial in self.trials if trial.state == "running"]
-
-    @property
-    def best(self) -> TrialRecord | None:
-        complete = [trial for trial in self.searched if trial.state == "complete" and trial.value is not None]
-        return min(complete, key=lambda trial: trial.value or math.inf, default=None)
 
     @property
     def reasons(self) -> Counter[str]:
@@ -88,7 +79,8 @@ def standing(folder: Path) -> Standing:
     trials = _single(folder) if single else load_trials(folder)
     places = {trial.name: folder if single else folder / trial.name for trial in trials}
     steps = {trial.name: _last_step(places[trial.name]) for trial in trials if trial.state == "running"}
-    return Standing(record, trials, at_work(folder), steps)
+    saved = {name for name in steps if (places[name] / CHECKPOINT).exists()}
+    return Standing(folder, record, trials, {}, at_work(folder), steps, saved)
 
 
 def at_work(folder: Path) -> bool:

@@ -55,9 +55,10 @@ def described(study: Standing) -> list[str]:
     if study.reasons:
         lines.append("Failed: " + ", ".join(f"{count} × {reason}" for reason, count in study.reasons.items()))
     for trial in study.running:
-        how = "at step" if study.at_work else "begun, to be run again from step 0; was at"
+        again = "to go on from its checkpoint" if trial.name in study.saved else "to be run again from step 0"
+        how = "at step" if study.at_work else f"begun, {again}; was at"
         lines.append(f"{trial.name}  {how} {study.steps[trial.name]} of {trial.planned_steps}{_settings(trial.params)}")
-    if best := study.best:
+    if best := study.winner:
         lines.append(f"Best {loss(best.value)}  {best.name}{_settings(best.params)}")
     lines.append(f"{amount(study.total_steps)} steps in {_clock(study.seconds)}{_left(study)}")
     if not study.at_work and study.record.state != "complete":
@@ -80,7 +81,7 @@ def _counts(study: Standing) -> str:
 
 
 def _best(study: Standing) -> str:
-    return f"  best {loss(study.best.value)}" if study.best else ""
+    return f"  best {loss(study.winner.value)}" if study.winner else ""
 
 
 def _settings(params: dict) -> str:

@@ -11,7 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from lora_core.records import StudyRecord, TrialRecord, append_metrics, save_study, save_trial
+from lora_core.records import (
+    CHECKPOINT,
+    StudyRecord,
+    TrialRecord,
+    append_metrics,
+    load_study,
+    load_trial,
+    save_study,
+    save_trial,
+)
 from sweeps.cli import main
 from sweeps.standing import standing
 
@@ -154,3 +163,17 @@ print([name for name in ("mlx", "mlflow", "optuna", "pandas", "matplotlib", "hyd
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_what_breaks_a_constraint_is_not_the_best(study: Path) -> None:
+    record = load_study(study)
+    record.config = {"search": {"constraints": ["best_val_loss>=2"]}}
+    save_study(study, record)
+    assert standing(study).winner == load_trial(study / "trial-0000")
+
+
+def test_a_trial_with_a_checkpoint_goes_on_from_it(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (study / "trial-0004" / CHECKPOINT).write_text("{}")
+    assert main(["status", study.name, "--output-dir", str(study.parent)]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("trial-0004")]
+    assert line.startswith("trial-0004  begun, to go on from its checkpoint; was at 50 of 100")
