@@ -16,7 +16,7 @@ from typing import Any
 import mlx.core as mx
 
 from lora_core.adapters import Site
-from lora_core.records import CHECKPOINT, load_metrics, remove_checkpoint, write_file, write_json
+from lora_core.records import CHECKPOINT, load_metrics, remove_checkpoint, write_json, write_metrics
 from lora_core.slot import Slot
 from lora_core.stacks import Pair, State
 
@@ -87,5 +87,5 @@ def load(slot: Slot, sites: list[Site]) -> dict[int, State] | None:
 def rows(slot: Slot) -> list[dict[str, Any]]:
     """The rows of `metrics.jsonl` up to the slot's step; later ones are taken out of the file."""
     kept = [row for row in load_metrics(slot.folder) if row["step"] <= slot.step]
-    write_file(slot.folder / "metrics.jsonl", "".join(f"{json.dumps(row)}\n" for row in kept).encode())
+    write_metrics(slot.folder, kept)
     return kept

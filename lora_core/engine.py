@@ -25,7 +25,7 @@ from lora_core.models import Base
 from lora_core.pack import Pack
 from lora_core.prefix import PrefixCache
 from lora_core.records import remove_checkpoint
-from lora_core.slot import Slot, Stopwatch
+from lora_core.slot import Slot, Stopwatch, adapts
 from lora_core.split import Split, Whole, choose_split
 from lora_core.stacks import State
 from lora_core.step import Computation
@@ -205,8 +205,8 @@ class Engine:
 
     def _sites(self, config: TrainConfig) -> list[adapters.Site]:
         """The layers that a trial adapts."""
-        keys, bottom = config.lora_parameters.keys, self.bottom(config)
-        return [site for site in self.sites if site.layer >= bottom and (keys is None or site.key in keys)]
+        bottom = self.bottom(config)
+        return [site for site in self.sites if adapts(config, bottom, site)]
 
     def _pack(self, config: TrainConfig, feed: Feed) -> Pack:
         lora = config.lora_parameters
@@ -283,7 +283,7 @@ class Engine:
 
 
 def _few_shapes(slots: list[Slot]) -> list[Slot]:
-    """The least advanced of the slots, in their order: as many as the largest power of two among them. A pack that
-    fills or drains would otherwise be compiled for every number of slots on its way."""
+    """The least advanced of the slots, in their order: as many as the largest power of two among them. Devices choose
+    and keep kernels by shape; a pack that fills or drains would otherwise ask for one of every number of slots."""
     first = sorted(slots, key=lambda slot: slot.step)[: 1 << (len(slots).bit_length() - 1)]
     return [slot for slot in slots if slot in first]

@@ -97,7 +97,7 @@ class Alone:
         self.timed = {depth: timed(engine, [by_depth[depth]]) for depth in sorted(kept)}
 
     def depth(self, config: TrainConfig) -> int:
-        return self.engine.base.info.depth if config.num_layers == "all" else int(config.num_layers)
+        return self.engine.base.info.depth - self.engine.bottom(config)
 
     def _at(self, config: TrainConfig, name: str) -> float:
         values = [getattr(each, name) for each in self.timed.values()]

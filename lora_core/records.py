@@ -184,7 +184,16 @@ def load_trials(study_folder: Path) -> list[TrialRecord]:
 
 def append_metrics(folder: Path, row: dict[str, Any]) -> None:
     with (folder / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps(_finite(row), allow_nan=False) + "\n")
+        file.write(_metrics_line(row))
+
+
+def write_metrics(folder: Path, rows: list[dict[str, Any]]) -> None:
+    """Replaces all rows of `metrics.jsonl`."""
+    write_file(folder / "metrics.jsonl", "".join(map(_metrics_line, rows)).encode())
+
+
+def _metrics_line(row: dict[str, Any]) -> str:
+    return json.dumps(_finite(row), allow_nan=False) + "\n"
 
 
 def load_metrics(folder: Path) -> list[dict[str, Any]]:

@@ -17,6 +17,12 @@ from lora_core.trial import TrialSpec
 CHECK_EVERY = 8  # steps
 
 
+def adapts(config: TrainConfig, bottom: int, site: Site) -> bool:
+    """Whether a trial whose lowest adapted block is `bottom` adapts this layer."""
+    keys = config.lora_parameters.keys
+    return bottom <= site.layer and (keys is None or site.key in keys)
+
+
 @dataclass(eq=False)
 class Slot:
     """A running trial. Steps are optimizer steps; step i uses batch `order`[i]."""
@@ -60,8 +66,7 @@ class Slot:
 
     def adapts(self, site: Site) -> bool:
         """Whether the trial adapts this layer."""
-        keys = self.config.lora_parameters.keys
-        return self.bottom <= site.layer and (keys is None or site.key in keys)
+        return adapts(self.config, self.bottom, site)
 
     @property
     def steps(self) -> int:

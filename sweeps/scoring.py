@@ -36,9 +36,15 @@ def _score(worker: Worker, study: Study, trial: TrialRecord) -> str | None:
     adapter = adapter_folder(study, trial)
     if adapter is None and trial.role != "base":
         return "it has no adapter"
+    return score_trial(worker, study.folder / trial.name, trial, adapter)
+
+
+def score_trial(worker: Worker, folder: Path, trial: TrialRecord, adapter: str | None) -> str | None:
+    """Scores the test set with `adapter`, or the base model, and notes it in the trial's `folder`. Returns why it
+    could not be done; None if it was. Raises WorkerDied."""
     scored = worker.score(adapter, trial.config)
     if scored.loss is None or not math.isfinite(scored.loss):
-        return scored.reason or "its loss is not finite"
+        return scored.reason or "the loss is not finite"
     trial.metrics[METRIC] = scored.loss
-    save_trial(study.folder / trial.name, trial)
+    save_trial(folder, trial)
     return None

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lora_core.config import TrainConfig
 from lora_core.errors import UserError
-from lora_core.records import StudyRecord, TrialRecord, from_dict, load_trial, now, save_study, save_trial
+from lora_core.records import StudyRecord, TrialRecord, from_dict, load_trial, now, save_study
 from lora_core.trial import TrialSpec
 from reports.wording import typed
 from sweeps import interrupts
@@ -22,6 +22,7 @@ from sweeps.environment import environment
 from sweeps.preflight import check_places, opening
 from sweeps.protocol import Go, Ready, Report, Setup
 from sweeps.requests import forget_requests, take_request
+from sweeps.scoring import score_trial
 from sweeps.space import cap_config
 from sweeps.study_folder import earlier_record, locked, write_log
 from sweeps.summary import train_summary
@@ -161,16 +162,12 @@ class Run:
             return
         with self.display.doing("Scoring the test set"):
             try:
-                scored = worker.score(trial.adapter, trial.config)
-                loss, problem = scored.loss, scored.reason
+                problem = score_trial(worker, self.folder, trial, trial.adapter)
             except WorkerDied as death:
-                loss, problem = None, write_log(self.folder, death)
-        if loss is None or not math.isfinite(loss):
-            self.record.notes.append(f"The test set was not scored: {problem or 'the loss is not finite'}")
+                problem = write_log(self.folder, death)
+        if problem:
+            self.record.notes.append(f"The test set was not scored: {problem}")
             self.display.say(self.record.notes[-1])
-            return
-        trial.metrics["test_loss"] = loss
-        save_trial(self.folder, trial)
 
     def _fused(self, worker: Worker, trial: TrialRecord) -> str | None:
         """The folder of the merged model. The run is complete also where merging fails."""

@@ -19,6 +19,7 @@ from lora_core.records import (
     save_study,
     save_trial,
     write_json,
+    write_metrics,
 )
 
 
@@ -97,3 +98,12 @@ def test_missing_and_damaged_records_are_named(tmp_path: Path) -> None:
     (tmp_path / "trial.json").write_text('{"name":\n oops}')
     with pytest.raises(UserError, match=r"trial\.json:2: not valid JSON"):
         load_trial(tmp_path)
+
+
+def test_rows_that_are_replaced_are_written_as_any_others(tmp_path: Path) -> None:
+    rows = [{"step": 0, "val_loss": 1.5}, {"step": 4, "val_loss": math.nan}]
+    for row in rows:
+        append_metrics(tmp_path, row)
+    appended = (tmp_path / "metrics.jsonl").read_text()
+    write_metrics(tmp_path, load_metrics(tmp_path))
+    assert (tmp_path / "metrics.jsonl").read_text() == appended and "null" in appended
