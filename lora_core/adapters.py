@@ -33,6 +33,30 @@ class Active:
     keep: mx.array | None  # [K], None: no slot drops anything
     keys: mx.array | None  # uint32 [K, 2]
     drop_input: bool  # dropout on the input of ΔW, not on ΔW·x
+    down: "Down | None" = None  # x·A of this layer and of the others that read the same x; None: there are no others
+
+    def __call__(self, x: mx.array, y: mx.array) -> mx.array:
+        """y + ΔW·x for x [K·b, T, in] and y [K·b, T, out]."""
+        down = self.down or Down([self])
+        delta = _up(down(x, self), self.b)
+        delta = delta if self.drop_input else _drop(delta, self)
+        return _sum(y, delta.reshape(y.shape))
+
+
+class Down:
+    """x·A of layers that read the same x: one product for all of them, made for the first that asks."""
+
+    def __init__(self, actives: Sequence[Active]) -> None:
+        self.actives = actives
+        self._x: mx.array | None = None
+        self._made: Sequence[mx.array] = ()
+
+    def __call__(self, x: mx.array, active: Active) -> mx.array:
+        """x·A [K, b·T, r] of one of the layers."""
+        if self._x is not x:
+            a = [each.a for each in self.actives]
+            self._x, self._made = x, _down(self.actives)(x, mx.concatenate(a, axis=-1) if len(a) > 1 else a[0])
+        return next(made for each, made in zip(self.actives, self._made, strict=True) if each is active)
 
 
 class StackedLora(nn.Module):
@@ -41,18 +65,13 @@ class StackedLora(nn.Module):
     def __init__(self, linear: nn.Module) -> None:
         super().__init__()
         self.linear = linear
-        self.active: Active | None = None
+        self.active: Any = None  # an Active, or what looks on: called with x and y, gives the new y
+        self.reads: int | None = None  # the same number in layers that read the same input
 
     def __call__(self, x: mx.array) -> mx.array:
         """x [K·b, T, in] → [K·b, T, out]."""
         y = self.linear(x)
-        if self.active is None:
-            return y
-        return _sum(y, self._delta(self.active, x).reshape(y.shape))
-
-    def _delta(self, active: Active, x: mx.array) -> mx.array:
-        delta = _product(active)(x, active.a, active.b)
-        return delta if active.drop_input else _drop(delta, active)
+        return y if self.active is None else self.active(x, y)
 
     def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Shapes of A and B at rank 1, in this module's own layout."""
@@ -69,7 +88,7 @@ class ExpertLora(StackedLora):
         self, x: mx.array, indices: mx.array, sorted_indices: bool = False
     ) -> mx.array:
         y = self.linear(x, indices, sorted_indices=sorted_indices)
-        active = self.active
+        active: Active | None = self.active
         if active is None:
             return y
 
@@ -89,33 +108,46 @@ class ExpertLora(StackedLora):
         return (experts, inputs, 1), (experts, 1, outputs)
 
 
-def _product(active: Active) -> Callable[[mx.array, mx.array, mx.array], mx.array]:
-    """x·A·B by slot, for x [K·b, T, in], with a gradient that needs little memory.
+def _down(actives: Sequence[Active]) -> Callable[[mx.array, mx.array], Sequence[mx.array]]:
+    """x·A by layer and slot, for x [K·b, T, in] and the A of all layers side by side, with a gradient that needs
+    little memory.
 
-    Autograd would keep a copy of x in the adapters' dtype for every layer. MLX would also leave the gradients of
-    all A and B to the end of the backward pass, and keep for them what the layers above have long done with: so the
-    gradient to x, without which no layer below can go on, waits for them.
+    Autograd would keep a copy of x in the adapters' dtype. MLX would also leave the gradients of all A and B to the
+    end of the backward pass, and keep for them what the layers above have long done with: so the gradient to x,
+    without which no layer below can go on, waits for them.
     """
+    first = actives[0]
 
     def rows_of(x: mx.array, a: mx.array) -> mx.array:
         rows = x.astype(a.dtype).reshape(len(a), -1, x.shape[-1])
-        return _drop(rows, active) if active.drop_input else rows
+        return _drop(rows, first) if first.drop_input else rows
 
     @mx.custom_function
-    def product(x: mx.array, a: mx.array, b: mx.array) -> mx.array:
-        return (rows_of(x, a) @ a) @ b
+    def down(x: mx.array, a: mx.array) -> Any:
+        return tuple(mx.split(rows_of(x, a) @ a, len(actives), axis=-1))
 
-    @product.vjp
-    def product_vjp(primals: Any, cotangent: Any, _: Any) -> Any:
-        x, a, b = primals
-        rows = rows_of(x, a)
-        inner = cotangent @ b.swapaxes(1, 2)
-        grad_a, grad_b = rows.swapaxes(1, 2) @ inner, (rows @ a).swapaxes(1, 2) @ cotangent
-        grad_x = inner @ a.swapaxes(1, 2)
-        grad_x = (_drop(grad_x, active) if active.drop_input else grad_x).astype(x.dtype).reshape(x.shape)
-        return mx.depends([grad_x], [grad_a, grad_b])[0], grad_a, grad_b
+    @down.vjp
+    def down_vjp(primals: Any, cotangents: Any, _: Any) -> Any:
+        x, a = primals
+        inner = mx.concatenate(cotangents, axis=-1) if len(actives) > 1 else cotangents[0]
+        grad_a, grad_x = rows_of(x, a).swapaxes(1, 2) @ inner, inner @ a.swapaxes(1, 2)
+        grad_x = (_drop(grad_x, first) if first.drop_input else grad_x).astype(x.dtype).reshape(x.shape)
+        return mx.depends([grad_x], [grad_a])[0], grad_a
 
-    return product
+    return down
+
+
+@mx.custom_function
+def _up(inner: mx.array, b: mx.array) -> mx.array:
+    """(x·A)·B by slot; as for A, what goes further down waits for the gradient of B."""
+    return inner @ b
+
+
+@_up.vjp
+def _up_vjp(primals: Any, cotangent: mx.array, _: Any) -> tuple[mx.array, mx.array]:
+    inner, b = primals
+    grad_b = inner.swapaxes(1, 2) @ cotangent
+    return mx.depends([cotangent @ b.swapaxes(1, 2)], [grad_b])[0], grad_b
 
 
 @partial(mx.compile, shapeless=True)
@@ -175,17 +207,54 @@ def packable(sites: Sequence[Site]) -> bool:
 @contextmanager
 def activated(sites: Sequence[Site], actives: Sequence[Active]) -> Iterator[None]:
     """The given layers carry the given adapters inside the `with`, and after it what they had before."""
+    for family in _families(sites, actives):
+        down = Down(family) if len(family) > 1 else None
+        for active in family:
+            active.down = down
+    with _carrying(sites, actives):
+        yield
+    for active in actives:
+        active.down = None  # the two hold each other, and with each other the arrays of the pass
+
+
+@contextmanager
+def _carrying(sites: Sequence[Site], actives: Sequence[Any]) -> Iterator[None]:
     before = [site.module.active for site in sites]
-    _carry(sites, actives)
+    for site, active in zip(sites, actives, strict=True):
+        site.module.active = active
     try:
         yield
     finally:
-        _carry(sites, before)
+        for site, active in zip(sites, before, strict=True):
+            site.module.active = active
 
 
-def _carry(sites: Sequence[Site], actives: Sequence[Active | None]) -> None:
+def _families(sites: Sequence[Site], actives: Sequence[Active]) -> list[list[Active]]:
+    """Those of layers that read the same input; dropout on the input makes it another one for each layer."""
+    families: dict[object, list[Active]] = {}
     for site, active in zip(sites, actives, strict=True):
-        site.module.active = active
+        alone = active.drop_input or site.module.reads is None
+        families.setdefault(("site", site.index) if alone else site.module.reads, []).append(active)
+    return list(families.values())
+
+
+def find_shared_inputs(sites: Sequence[Site], run: Callable[[], object]) -> None:
+    """Finds out which layers read the same input by looking on while `run` has the model run."""
+    inputs: list[mx.array] = []
+
+    def witness(site: Site) -> Callable[[mx.array, mx.array], mx.array]:
+        def look(x: mx.array, y: mx.array) -> mx.array:
+            known = [number for number, other in enumerate(inputs) if other is x]
+            site.module.reads = known[0] if known else len(inputs)
+            if not known:
+                inputs.append(x)
+            return y
+
+        return look
+
+    plain = [site for site in sites if not isinstance(site.module, ExpertLora)]
+    with _carrying(plain, [witness(site) for site in plain]):
+        run()
 
 
 def check_keys(keys: list[str] | None, known: Sequence[str]) -> None:

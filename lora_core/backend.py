@@ -149,6 +149,12 @@ def length_multiple() -> int:
     return FUSED_ATTENTION_MULTIPLE if _is_cuda() else LENGTH_MULTIPLE
 
 
+def prefix_tokens() -> int:
+    """Tokens, of several batches, that go through frozen blocks at a time. A GPU gains by many. A CPU does not, and
+    keeps a batch's bits for itself: they may depend on the shape of a product."""
+    return 1 if is_cpu() else 8192
+
+
 def train_dtype(weights: "mx.Dtype") -> "mx.Dtype":
     """The dtype to train a base of dtype `weights` in. On CPU only float32 goes through BLAS; half precision
     is about 75 times slower there."""

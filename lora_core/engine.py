@@ -19,6 +19,7 @@ from lora_core.batches import Batch, order, steps_for
 from lora_core.config import TrainConfig, check
 from lora_core.data import Dataset
 from lora_core.feed import Feed
+from lora_core.frozen import freeze_norms
 from lora_core.fuse import fuse
 from lora_core.head import head_losses
 from lora_core.models import Base
@@ -33,6 +34,7 @@ from lora_core.trial import Ended, Evaluated, TrialSpec
 
 SAVE_EVERY = 30.0  # seconds between two checkpoints of the running trials
 BEATEN = "beaten at the same step by earlier trials"
+AHEAD = 16  # batches that frozen blocks may see before their turn
 PREFIX_SHARE = 0.125  # of the device's memory, for hidden states after frozen blocks
 
 
@@ -47,6 +49,9 @@ class Engine:
         self.steps = self.tokens = 0  # over all slots
         self.split = self._split()
         self.sites = adapters.install(self.split.blocks, base.info.linear_keys)
+        freeze_norms(self.split.blocks)
+        if not backend.is_cpu():  # where wider products change bits, and gain nothing
+            adapters.find_shared_inputs(self.sites, lambda: self.split.suffix(mx.zeros((1, 1), mx.int32), None, 0))
         self.slots = self._slots(slots)
         self.computation = Computation(self.split, head_losses(self.split))
         self.prefixes = PrefixCache(self.split, int(PREFIX_SHARE * backend.memory()))
@@ -114,7 +119,8 @@ class Engine:
         _, pack, feed = min(self.running, key=lambda entry: entry[0].step)
         due = self._due(pack, feed)
         batches = [self._next_batch(slot, feed) for slot in due]
-        rows = feed.rows(batches, "train", [pack.boundary(slot) for slot in due])
+        coming = [[feed.train[i] for i in slot.order[slot.step : slot.step + AHEAD]] for slot in due]
+        rows = feed.rows(coming, "train", [pack.boundary(slot) for slot in due])
         self._unheard.append((due, pack.step(due, rows)))
         for slot, batch in zip(due, batches, strict=True):
             slot.took_step(batch.tokens)
@@ -236,8 +242,9 @@ class Engine:
     def _mean_losses(self, due: list[Slot], pack: Pack, feed: Feed, split: str) -> list[float]:
         """Mean loss over all counted tokens of a split, by slot."""
         sums, batches = np.zeros(len(due)), getattr(feed, split)
-        for batch in batches:
-            rows = feed.rows([batch] * len(due), split, [pack.boundary(slot) for slot in due])
+        for i in range(len(batches)):
+            coming = [batches[i : i + AHEAD]] * len(due)
+            rows = feed.rows(coming, split, [pack.boundary(slot) for slot in due])
             sums += np.array(pack.evaluate(due, rows).tolist())
         return (sums / sum(batch.tokens for batch in batches)).tolist()
 

@@ -10,7 +10,7 @@ import numpy as np
 from lora_core import backend
 from lora_core.batches import Batch, make_batches
 from lora_core.data import Dataset
-from lora_core.prefix import PrefixCache
+from lora_core.prefix import PrefixCache, joined
 from lora_core.step import Rows
 
 
@@ -27,26 +27,21 @@ class Feed:
         self.test = make_batches(data.test or [], batch_size, multiple)
         self.base_loss: float | None = None
 
-    def rows(self, batches: Sequence[Batch], split: str, boundaries: Sequence[int]) -> Rows:
-        """The rows of one batch a slot, all of one length, one slot after the other. `split` is train, valid or test;
-        `boundaries`: by slot, ascending, the lowest block its rows are to run through."""
+    def rows(self, coming: Sequence[Sequence[Batch]], split: str, boundaries: Sequence[int]) -> Rows:
+        """The rows of one batch a slot, all of one length, one slot after the other. `coming`: by slot, its batch and
+        those that it takes next. `split` is train, valid or test; `boundaries`: by slot, ascending, the lowest block
+        its rows are to run through."""
+        batches = [first for first, *_ in coming]
 
         def stacked(name: str) -> mx.array:
             return mx.array(np.stack([getattr(batch, name) for batch in batches]))
 
-        pairs = groupby(zip(boundaries, batches, strict=True), key=itemgetter(0))
-        groups = [(boundary, [batch for _, batch in pair]) for boundary, pair in pairs]
-        tokens = mx.array(np.concatenate([batch.inputs for batch in groups[0][1]]))
-        hidden = [self._hidden(group, split, boundary) for boundary, group in groups if boundary > 0]
+        pairs = groupby(zip(boundaries, coming, strict=True), key=itemgetter(0))
+        groups = [(boundary, [queue for _, queue in pair]) for boundary, pair in pairs]
+        tokens = mx.array(np.concatenate([first.inputs for first, *_ in groups[0][1]]))
+        hidden = [
+            joined([self.prefixes.hidden(queue, (self.key, split), boundary) for queue in queues])
+            for boundary, queues in groups
+            if boundary > 0
+        ]
         return Rows(tokens, hidden, stacked("positions"), stacked("targets"), stacked("weights"))
-
-    def _hidden(self, batches: Sequence[Batch], split: str, boundary: int) -> mx.array:
-        return _joined([self.prefixes.hidden(b, (self.key, split, b.index), boundary) for b in batches])
-
-
-def _joined(parts: list[mx.array]) -> mx.array:
-    """The parts' rows one after the other; the same part many times is copied in one go."""
-    if any(part is not parts[0] for part in parts):
-        return mx.concatenate(parts)
-    shape = parts[0].shape
-    return mx.broadcast_to(parts[0][None], (len(parts), *shape)).reshape(-1, *shape[1:])

@@ -55,15 +55,14 @@ def _in_chunks(function: Callable[..., Any], hidden: mx.array, targets: mx.array
 
 
 def _linear(weight: mx.array, bias: mx.array | None) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    softmax = _softmax if weight.dtype == mx.float32 else _softmax_of_half
+
     def parts(hidden: mx.array, targets: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-        """exp(logits - their maximum), its sum, and the loss. Each exponential is taken once, for both uses."""
         logits = hidden @ weight.T
         logits = logits if bias is None else logits + bias
         chosen = mx.take_along_axis(logits, targets[:, None], axis=-1).astype(mx.float32)
-        largest = logits.max(axis=-1, keepdims=True).astype(mx.float32)
-        powers = _powers(logits, largest)
-        total = powers.sum(axis=-1, keepdims=True)
-        return powers, total, (mx.log(total) + largest - chosen)[:, 0]
+        powers, total, logsumexp = softmax(logits)
+        return powers, total, (logsumexp - chosen)[:, 0]
 
     def chunk(hidden: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
         powers, total, loss = parts(hidden, targets)
@@ -71,6 +70,21 @@ def _linear(weight: mx.array, bias: mx.array | None) -> tuple[Callable[..., Any]
         return loss, expected - weight[targets].astype(mx.float32)
 
     return chunk, lambda hidden, targets: (parts(hidden, targets)[2],)
+
+
+def _softmax(logits: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+    """Softmax as powers/total, and logsumexp [n, 1] in float32. Each exponential is taken once, for both uses."""
+    largest = logits.max(axis=-1, keepdims=True).astype(mx.float32)
+    powers = _powers(logits, largest)
+    total = powers.sum(axis=-1, keepdims=True)
+    return powers, total, mx.log(total) + largest
+
+
+def _softmax_of_half(logits: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+    """The same in MLX's own kernels, which read half precision and compute in float32 in one pass: exponentials cost
+    a GPU less than memory does."""
+    logsumexp = mx.logsumexp(logits.astype(mx.float32), axis=-1, keepdims=True)
+    return mx.softmax(logits, axis=-1, precise=True), mx.ones((1,)), logsumexp
 
 
 @partial(mx.compile, shapeless=True)

@@ -180,7 +180,7 @@ def _cache_prefixes(engine: Engine) -> None:
     """Those of all batches that the trials will take: a study pays for them once, not at every step."""
     for slot, pack, feed in engine.running:
         for index in slot.order:
-            mx.eval(feed.rows([feed.train[index]], "train", [pack.boundary(slot)]).hidden)
+            mx.eval(feed.rows([[feed.train[index]]], "train", [pack.boundary(slot)]).hidden)
 
 
 def _evaluation_seconds(engine: Engine) -> float:
@@ -189,15 +189,18 @@ def _evaluation_seconds(engine: Engine) -> float:
     due = [slot for slot, other, _ in engine.running if other is pack]
     for _ in range(2):
         start = time.perf_counter()
-        rows = feed.rows([feed.valid[0]] * len(pack.slots), "valid", [pack.boundary(slot) for slot in pack.slots])
+        rows = feed.rows([feed.valid[:1]] * len(pack.slots), "valid", [pack.boundary(slot) for slot in pack.slots])
         mx.eval(pack.evaluate(pack.slots, rows))
     return (time.perf_counter() - start) / len(due)
 
 
 def _prefix_seconds(engine: Engine, feed: Feed, bottom: int) -> float:
+    """Of one batch, where as many as the cache takes run at a time."""
+    first = feed.train[0]
+    alike = [batch.inputs for batch in feed.train[: engine.prefixes.at_once(first)] if batch.length == first.length]
     start = time.perf_counter()
-    mx.eval(engine.split.prefix(mx.array(feed.train[0].inputs), bottom))
-    return time.perf_counter() - start
+    mx.eval(engine.split.prefix(mx.array(np.concatenate(alike)), bottom))
+    return (time.perf_counter() - start) / len(alike)
 
 
 def _counts(most: int) -> list[int]:

@@ -11,6 +11,7 @@ from functools import cache, partial
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from lora_core.adapters import Active, Site, activated
 from lora_core.head import Losses
@@ -155,7 +156,12 @@ def _sites(groups: Sequence[Group]) -> list[Site]:
 
 
 def _by_site(stacks: list[Pair]) -> list[Pair]:
-    return [(a[i], b[i]) for a, b in stacks for i in range(len(a))]
+    return [pair for a, b in stacks for pair in zip(_layers(a), _layers(b), strict=True)]
+
+
+def _layers(stack: mx.array) -> list[mx.array]:
+    """The layers of [L, …], without a copy: indexing would make one of each."""
+    return [part.squeeze(0) for part in mx.split(stack, len(stack))]
 
 
 def _by_group(gradients: list[Pair], groups: Sequence[Group], multiplier: list[mx.array]) -> list[Pair]:
@@ -169,16 +175,11 @@ def _by_group(gradients: list[Pair], groups: Sequence[Group], multiplier: list[m
 
 def squared_norm(groups: Sequence[Group], gradients: list[Pair], slots: int) -> mx.array:
     """Sum of squares of each slot's gradients, float32 [K]; layer by layer from the top, whatever the groups are."""
-    by_site = {
-        site.index: sums[i]
-        for group, (a, b) in zip(groups, gradients, strict=True)
-        for sums in [_squares(a, -2) + _squares(b, -1)]
-        for i, site in enumerate(group)
-    }
-    by_rank = mx.zeros((1,))
-    for _, sums in sorted(by_site.items(), reverse=True):
-        absent = slots - len(sums)  # slots that do not adapt this layer
-        by_rank = by_rank + (mx.pad(sums, [(0, absent), (0, 0)]) if absent else sums)
+    sums = [_squares(a, -2) + _squares(b, -1) for a, b in gradients]
+    # Slots that do not adapt a layer come last, and get zeros: adding them moves no bit.
+    every = mx.concatenate([mx.pad(s, [(0, 0), (0, slots - s.shape[1]), (0, 0)]) for s in sums])
+    numbers = [-site.index for group in groups for site in group]
+    by_rank = every[mx.array(np.argsort(numbers))].sum(axis=0)
     rank = by_rank.shape[1]
     filled = mx.pad(by_rank, [(0, 0), (0, -rank % NORM_WIDTH)]).reshape(slots, -1, NORM_WIDTH)
     blocks = filled.sum(axis=-1)

@@ -10,7 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlx_lm.models.switch_layers import SwitchLinear
 
-from lora_core.adapters import Active, ExpertLora, Site, StackedLora, check_keys, initial, install, remove
+from lora_core import adapters
+from lora_core.adapters import (
+    Active,
+    ExpertLora,
+    Site,
+    StackedLora,
+    activated,
+    check_keys,
+    find_shared_inputs,
+    initial,
+    install,
+    remove,
+)
 from lora_core.config import LoraParameters
 from lora_core.errors import UserError
 
@@ -198,3 +210,47 @@ def test_keys_that_match_nothing(keys: list[str], said: str) -> None:
 def test_keys_that_match_pass() -> None:
     check_keys(None, ["q"])
     check_keys(["q"], ["q", "k"])
+
+
+class Attention(nn.Module):
+    """Three layers that read one input, and one that reads another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(IN, IN, bias=False) for _ in range(4))
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.o(self.q(x) * mx.sigmoid(self.k(x)) + self.v(x))
+
+
+@pytest.mark.parametrize("drop_input", [False, True])
+def test_layers_that_read_the_same_input_share_a_product(drop_input: bool) -> None:
+    block, x = Attention(), inputs()
+    sites = install([block], ["q", "k", "v", "o"])
+    pairs = [filled(outputs=IN) for _ in sites]
+    pairs = [(a * (i + 1), b / (i + 1)) for i, (a, b) in enumerate(pairs)]
+
+    def gradients() -> tuple[mx.array, list[mx.array]]:
+        def loss(x: mx.array, pairs: list) -> mx.array:
+            actives = [active(a, b, [1.0, 2.0], keep=[0.5, 0.9], seed=i, drop_input=drop_input)
+                       for i, (a, b) in enumerate(pairs)]  # fmt: skip
+            with activated(sites, actives):
+                result = block(x)
+            assert all(each.down is None for each in actives)  # nothing of the pass stays with them
+            return (result * mx.arange(x.size).reshape(x.shape)).sum()
+
+        grad_x, grad_pairs = mx.grad(loss, argnums=(0, 1))(x, pairs)
+        return grad_x, [part for pair in grad_pairs for part in pair]
+
+    alone = gradients()
+    find_shared_inputs(sites, lambda: block(x))
+    assert {site.key: site.module.reads for site in sites} == {"q": 0, "k": 0, "v": 0, "o": 1}
+    together = gradients()
+    for one, other in zip([alone[0], *alone[1]], [together[0], *together[1]], strict=True):
+        np.testing.assert_allclose(np.array(one), np.array(other), rtol=1e-4, atol=1e-3 * mx.abs(one).max().item())
+    assert sorted(families(sites, drop_input)) == ([1, 1, 1, 1] if drop_input else [1, 3])
+
+
+def families(sites: list[Site], drop_input: bool) -> list[int]:
+    actives = [active(*filled(outputs=IN), [1.0, 1.0], drop_input=drop_input) for _ in sites]
+    return [len(family) for family in adapters._families(sites, actives)]

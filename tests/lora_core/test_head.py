@@ -111,3 +111,11 @@ def test_half_precision_keeps_the_hidden_dtype() -> None:
     losses, _ = head_losses(Split(model))
     gradient = mx.grad(lambda h: losses(h, targets).sum())(hidden.astype(mx.bfloat16))
     assert losses(hidden.astype(mx.bfloat16), targets).dtype == mx.float32 and gradient.dtype == mx.bfloat16
+
+
+def test_in_half_precision_loss_and_probabilities_are_those_of_float32() -> None:
+    logits = (5 * mx.random.normal((ROWS, VOCABULARY), key=mx.random.key(6))).astype(mx.bfloat16)
+    (powers, total, logsumexp), (half, one, same) = head._softmax(logits), head._softmax_of_half(logits)
+    assert mx.allclose(logsumexp, same, rtol=1e-6)
+    assert half.dtype == mx.bfloat16 and mx.allclose(half / one, powers / total, rtol=2**-8, atol=0)
+    assert not mx.allclose(mx.logsumexp(logits, axis=-1, keepdims=True), logsumexp, rtol=1e-6)  # in bfloat16 it is not
