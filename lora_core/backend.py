@@ -17,9 +17,13 @@ if TYPE_CHECKING:
     import mlx.core as mx
 
 CUDA_WHEELS = ("mlx-cuda-12", "mlx-cuda-13")
-# MLX hands work to the device in portions, many ahead, and memory is free only when a portion has been done. Smaller
-# ones than its own (1,000 MB on an H100) halve the peak of a step and cost it few per cent.
-CUDA_BUFFER_MB = "200"
+CUDA_ENVIRONMENT = {
+    # MLX hands work to the device in portions, many ahead, and memory is free only when a portion has been done.
+    # Smaller ones than its own (1,000 MB on an H100) halve the peak of a step and cost it few per cent.
+    "MLX_MAX_MB_PER_BUFFER": "200",
+    # It keeps the graphs of so many portions. A step of a deep pack has more than its own 400, and makes all anew.
+    "MLX_CUDA_GRAPH_CACHE_SIZE": "4000",
+}
 FUSED_ATTENTION_MULTIPLE = 128  # CUDA: the backward pass of fused attention takes no other lengths
 LENGTH_MULTIPLE = 8
 # How MLX and what it calls word it: its allocators, Metal's command buffers, the CUDA runtime, cuBLAS (3 is its code
@@ -44,7 +48,8 @@ def prepare() -> list[str]:
     if sys.platform != "linux":
         return []
     if _has_cuda_wheel():
-        os.environ.setdefault("MLX_MAX_MB_PER_BUFFER", CUDA_BUFFER_MB)
+        for name, value in CUDA_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
         return []
     if "mlx.core" in sys.modules:
         raise RuntimeError("backend.prepare() must be called before mlx is imported.")

@@ -6,15 +6,18 @@ A trial's result depends on its own configuration alone: its step i uses batch i
 
 import math
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from lora_core import adapters, backend, checkpoint
-from lora_core.adapter_files import adapter_config, load_adapter, save_adapter
+from lora_core.adapter_files import adapter_config, load_adapter, named, save_adapter
 from lora_core.batches import Batch, order, steps_for
 from lora_core.config import TrainConfig, check
 from lora_core.data import Dataset
@@ -32,7 +35,9 @@ from lora_core.stacks import State
 from lora_core.step import Computation
 from lora_core.trial import Ended, Evaluated, TrialSpec
 
-SAVE_EVERY = 30.0  # seconds between two checkpoints of the running trials
+SAVE_EVERY = 30.0  # seconds between two checkpoints of the running trials, or more,
+SAVE_SHARE = 0.02  # so that they take no more than this share of the time
+WRITERS = 8  # trials whose last files are written at the same time
 BEATEN = "beaten at the same step by earlier trials"
 AHEAD = 16  # batches that frozen blocks may see before their turn
 PREFIX_SHARE = 0.125  # of the device's memory, for hidden states after frozen blocks
@@ -59,6 +64,7 @@ class Engine:
         self.running: list[tuple[Slot, Pack, Feed]] = []
         self._feeds: dict[Hashable, Feed] = {}
         self._packs: dict[Hashable, Pack] = {}
+        self._writers = ThreadPoolExecutor(WRITERS)
         self._unheard: list[tuple[list[Slot], mx.array]] = []  # steps not waited for yet
         self._watch = Stopwatch()
         self.save_every = SAVE_EVERY
@@ -112,7 +118,7 @@ class Engine:
         """Ends a running trial as pruned, keeping its best checkpoint."""
         for slot, pack, _ in list(self.running):
             if slot.spec.name == name:
-                self._end(slot, pack, "pruned", reason)
+                self._end([(slot, pack, "pruned", reason)])
 
     def advance(self) -> None:
         """One optimizer step of the trial that is furthest behind and of all that can share it."""
@@ -137,11 +143,13 @@ class Engine:
     def save(self) -> None:
         """Writes a checkpoint of every running trial, for another engine to go on from."""
         self.listen()
+        start = time.monotonic()
         for slot, pack, _ in self.running:
             pack.read_alive()
             if slot.alive and slot.step > 0:
                 checkpoint.save(slot, pack.stacks().of(slot))
         self._saved = time.monotonic()
+        self.save_every = max(SAVE_EVERY, (self._saved - start) / SAVE_SHARE)
 
     def _due(self, pack: Pack, feed: Feed) -> list[Slot]:
         """The slots of the pack that go next: those of the padded length that most of them wait for. A slot that
@@ -241,12 +249,14 @@ class Engine:
 
     def _mean_losses(self, due: list[Slot], pack: Pack, feed: Feed, split: str) -> list[float]:
         """Mean loss over all counted tokens of a split, by slot."""
-        sums, batches = np.zeros(len(due)), getattr(feed, split)
+        batches = getattr(feed, split)
+        boundaries = [pack.boundary(slot) for slot in due]
+        sums = []
         for i in range(len(batches)):
-            coming = [batches[i : i + AHEAD]] * len(due)
-            rows = feed.rows(coming, split, [pack.boundary(slot) for slot in due])
-            sums += np.array(pack.evaluate(due, rows).tolist())
-        return (sums / sum(batch.tokens for batch in batches)).tolist()
+            sums.append(pack.evaluate(due, feed.rows([batches[i : i + AHEAD]] * len(due), split, boundaries)))
+            mx.async_eval(sums[-1])  # the device goes on while the next batch is made ready
+        total = np.sum([each.tolist() for each in sums], axis=0)
+        return (total / sum(batch.tokens for batch in batches)).tolist()
 
     def _note(self, slot: Slot, pack: Pack, loss: float) -> None:
         slot.alive = slot.alive and math.isfinite(loss)
@@ -256,29 +266,31 @@ class Engine:
         self.events.append(Evaluated(slot.spec.name, slot.evaluated(loss, adapter)))
 
     def _finish_ended(self, entries: Sequence[tuple[Slot, Pack, Feed]]) -> None:
-        for slot, pack, _ in entries:
-            verdict = slot.verdict
-            if verdict is not None:
-                self._end(slot, pack, *verdict)
+        self._end([(slot, pack, *slot.verdict) for slot, pack, _ in entries if slot.verdict is not None])
 
-    def _end(self, slot: Slot, pack: Pack, state: str, reason: str | None) -> None:
-        digest, metrics = None, {**slot.metrics(), **self._costs(slot.config)}
+    def _end(self, endings: Sequence[tuple[Slot, Pack, str, str | None]]) -> None:
+        """Ends trials with a state and a reason; what they leave on disk is written side by side."""
+        writing = [self._leaves(*ending) for ending in endings]
+        for slot, pack, *_ in endings:
+            self.running = [entry for entry in self.running if entry[0] is not slot]
+            pack.remove(slot)
+        self.events += self._writers.map(lambda write: write(), writing)
+
+    def _leaves(self, slot: Slot, pack: Pack, state: str, reason: str | None) -> Callable[[], Ended]:
+        """What writes the trial's last files; it does nothing with the device."""
+        metrics = {**slot.metrics(), **self._costs(slot.config)}
         if slot.spec.role == "base":
             metrics = {"best_val_loss": slot.last, "final_val_loss": slot.last, "val_perplexity": math.exp(slot.last)}
         elif slot.best_adapter is not None:
-            digest = self._save(slot)
-            metrics["adapter_mb"] = (slot.adapter_path / "adapters.safetensors").stat().st_size / 1e6
-        record = slot.end(state, reason, metrics, digest)
-        remove_checkpoint(slot.folder)
-        self.running = [entry for entry in self.running if entry[0] is not slot]
-        pack.remove(slot)
-        self.events.append(Ended(slot.spec.name, vars(record).copy()))
+            return partial(_write, slot, state, reason, metrics, *self._adapter(slot))
+        return partial(_write, slot, state, reason, metrics)
 
-    def _save(self, slot: Slot) -> str:
+    def _adapter(self, slot: Slot) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """The best adapter's tensors by name, on the host, and what `adapter_config.json` says of it."""
         sites = self._sites(slot.config)
-        adapter = [slot.best_adapter[site.index] for site in sites]
+        tensors = named(self.split, sites, [slot.best_adapter[site.index] for site in sites])
         config = adapter_config(slot.config, self.base.info.depth - slot.bottom, sites, self.base.info.folder)
-        return save_adapter(slot.adapter_path, self.split, sites, adapter, config)
+        return {name: np.array(tensor) for name, tensor in tensors}, config
 
     def _costs(self, config: TrainConfig) -> dict[str, float]:
         return {"trainable_params": self.trainable(config), "peak_memory_gb": backend.peak_memory_gb()}
@@ -287,6 +299,19 @@ class Engine:
         """The parameters that a trial trains."""
         shapes = [site.module.shapes() for site in self._sites(config)]
         return config.lora_parameters.rank * sum(math.prod(a) + math.prod(b) for a, b in shapes)
+
+
+def _write(
+    slot: Slot, state: str, reason: str | None, metrics: dict[str, float],
+    tensors: dict[str, np.ndarray] | None = None, config: dict[str, Any] | None = None,
+) -> Ended:  # fmt: skip
+    digest = None
+    if tensors is not None and config is not None:
+        digest = save_adapter(slot.adapter_path, tensors, config)
+        metrics["adapter_mb"] = (slot.adapter_path / "adapters.safetensors").stat().st_size / 1e6
+    record = slot.end(state, reason, metrics, digest)
+    remove_checkpoint(slot.folder)
+    return Ended(slot.spec.name, vars(record).copy())
 
 
 def _few_shapes(slots: list[Slot]) -> list[Slot]:

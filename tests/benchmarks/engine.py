@@ -93,6 +93,7 @@ class Bench:
         configs = [self.config(index, steps, dtype, name == "d-again").to_dict() for index in range(options.trials)]
         waiting = [TrialSpec(f"t{i}", "trial", c, str(self.folder / name / f"t{i}")) for i, c in enumerate(configs)]
         adapters.remove(self.base.model.layers)
+        mx.clear_cache()
         start = time.perf_counter()
         engine = Timed(self.base, self.data, options.slots or options.trials)
         while waiting or engine.running:
@@ -111,6 +112,7 @@ class Bench:
         options = self.options
         trials = options.stock_trials or options.trials
         adapters.remove(self.base.model.layers)
+        mx.clear_cache()
         mx.reset_peak_memory()
         start = time.perf_counter()
         for index in range(trials):

@@ -65,16 +65,19 @@ def test_too_late_after_mlx(loaded: list[str], monkeypatch: pytest.MonkeyPatch) 
     assert loaded == []
 
 
-@pytest.mark.parametrize(("set_before", "after"), [(None, backend.CUDA_BUFFER_MB), ("700", "700")])
-def test_cuda_gets_small_portions_unless_set(
-    set_before: str | None, after: str, loaded: list[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", backend.CUDA_ENVIRONMENT)
+@pytest.mark.parametrize("set_before", [None, "700"])
+def test_cuda_gets_what_suits_packs_unless_set(
+    set_before: str | None, name: str, loaded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backend, "_has_cuda_wheel", lambda: True)
-    monkeypatch.setenv("MLX_MAX_MB_PER_BUFFER", set_before or "")  # put back afterwards
-    if set_before is None:
-        monkeypatch.delenv("MLX_MAX_MB_PER_BUFFER")
+    for each in backend.CUDA_ENVIRONMENT:
+        monkeypatch.setenv(each, "")  # put back afterwards
+        monkeypatch.delenv(each)
+    if set_before is not None:
+        monkeypatch.setenv(name, set_before)
     assert fresh_prepare() == []
-    assert os.environ["MLX_MAX_MB_PER_BUFFER"] == after
+    assert os.environ[name] == (set_before or backend.CUDA_ENVIRONMENT[name])
 
 
 @pytest.mark.parametrize("platform", ["darwin", "cuda"])

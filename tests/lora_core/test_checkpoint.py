@@ -1,11 +1,13 @@
 """An interrupted trial goes on from its checkpoint as if nothing had happened, or anew where that is damaged."""
 
 import json
+import math
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
 
+from lora_core import engine as engine_module
 from lora_core.records import CHECKPOINT, load_trial
 from lora_core.stacks import Stacks
 from lora_core.trial import Evaluated
@@ -29,12 +31,14 @@ def undisturbed(tmp_path_factory):
 def interrupted(folder: Path, steps: int, which=range(3)):
     """The trials after `steps` calls of `advance`, as a process that was killed leaves them."""
     specs = [new_spec(folder, f"trial-{i}", **SETTINGS[i]) for i in which]
-    engine = new_engine(3)
-    engine.save_every = 0.0
-    for spec in specs:
-        engine.start(spec)
-    for _ in range(steps):
-        engine.advance()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(engine_module, "SAVE_EVERY", 0.0)
+        patched.setattr(engine_module, "SAVE_SHARE", math.inf)
+        engine = new_engine(3)
+        for spec in specs:
+            engine.start(spec)
+        for _ in range(steps):
+            engine.advance()
     return specs
 
 
@@ -72,6 +76,17 @@ def test_rows_after_the_checkpoint_are_made_again(tmp_path):
         file.write('{"step": 9, "val_loss": 1.0}\n')
     run(new_engine(1), spec)
     assert [step for step, _, _ in losses(spec)] == [0, 3, 6, 9, 12]
+
+
+@pytest.mark.parametrize(("cost", "expected"), [(0.1, 30.0), (3.0, 150.0)])
+def test_saving_takes_a_small_share_of_the_time(tmp_path, monkeypatch, cost, expected):
+    (spec,) = interrupted(tmp_path, 2, [0])
+    engine = new_engine(1)
+    engine.start(spec)
+    moments = iter([100.0, 100.0 + cost])
+    monkeypatch.setattr(engine_module.time, "monotonic", lambda: next(moments))
+    engine.save()
+    assert engine.save_every == pytest.approx(expected)
 
 
 def test_nothing_of_it_is_left_at_the_end(tmp_path):
