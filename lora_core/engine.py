@@ -290,7 +290,7 @@ class Engine:
         sites = self._sites(slot.config)
         tensors = named(self.split, sites, [slot.best_adapter[site.index] for site in sites])
         config = adapter_config(slot.config, self.base.info.depth - slot.bottom, sites, self.base.info.folder)
-        return {name: np.array(tensor) for name, tensor in tensors}, config
+        return _on_host(dict(tensors)), config
 
     def _costs(self, config: TrainConfig) -> dict[str, float]:
         return {"trainable_params": self.trainable(config), "peak_memory_gb": backend.peak_memory_gb()}
@@ -299,6 +299,14 @@ class Engine:
         """The parameters that a trial trains."""
         shapes = [site.module.shapes() for site in self._sites(config)]
         return config.lora_parameters.rank * sum(math.prod(a) + math.prod(b) for a, b in shapes)
+
+
+def _on_host(tensors: dict[str, mx.array]) -> dict[str, np.ndarray]:
+    """The same in NumPy, brought over in one piece: each transfer from a GPU waits for it."""
+    flat = np.array(mx.concatenate([tensor.reshape(-1) for tensor in tensors.values()]))
+    ends = np.cumsum([tensor.size for tensor in tensors.values()])
+    parts = np.split(flat, ends[:-1])
+    return {name: part.reshape(tensors[name].shape) for name, part in zip(tensors, parts, strict=True)}
 
 
 def _write(
