@@ -13,14 +13,15 @@ import mlx.core as mx
 import numpy as np
 from safetensors.numpy import save_file
 
-from lora_core.adapters import ExpertLora, Site
+from lora_core.adapters import ExpertLora, Site, Weights
 from lora_core.config import TrainConfig
 from lora_core.errors import UserError
 from lora_core.records import write_json
 from lora_core.split import Split
 
 FILE = "adapters.safetensors"
-Adapter = Sequence[tuple[mx.array, mx.array]]  # A [in, r] and B [r, out] by site
+SIDES = ("lora_a", "lora_b", "m")  # mlx_lm's names of what a layer learns, the last one with DoRA
+Adapter = Sequence[Weights]  # A [in, r], B [r, out], and with DoRA m [out], by site
 
 
 def save_adapter(folder: Path, tensors: dict[str, np.ndarray], config: dict[str, Any]) -> str:
@@ -62,27 +63,26 @@ def adapter_config(config: TrainConfig, depth: int, sites: Sequence[Site], model
 def named(split: Split, sites: Sequence[Site], adapter: Adapter) -> list[tuple[str, mx.array]]:
     """The tensors under mlx_lm's names and in its layouts."""
     tensors = []
-    for site, (a, b) in zip(sites, adapter, strict=True):
-        if isinstance(site.module, ExpertLora):
-            a, b = a.swapaxes(-1, -2), b.swapaxes(-1, -2)
+    for site, weights in zip(sites, adapter, strict=True):
+        own = (w.swapaxes(-1, -2) for w in weights) if isinstance(site.module, ExpertLora) else weights
         name = f"{split.block_name(site.layer)}.{site.key}"
-        tensors += [(f"{name}.lora_a", a), (f"{name}.lora_b", b)]
+        tensors += [(f"{name}.{side}", array) for side, array in zip(SIDES, own, strict=False)]
     return tensors
 
 
-def load_adapter(path: str, split: Split, sites: Sequence[Site], rank: int) -> list[tuple[mx.array, mx.array]]:
-    """A and B by site from `resume_adapter_file`; every name and shape must be as this run makes them.
+def load_adapter(path: str, split: Split, sites: Sequence[Site], rank: int, dora: bool = False) -> list[Weights]:
+    """What was learned, by site, from `resume_adapter_file`; every name and shape must be as this run makes them.
 
     Raises UserError if the file is missing, unreadable, not finite, or differs, with the differences.
     """
     tensors = _read(path)
-    shapes = _expected(split, sites, rank)
+    shapes = _expected(split, sites, rank, dora)
     differences = _differences({name: tuple(t.shape) for name, t in tensors.items()}, shapes)
     if differences:
         raise UserError(f"resume_adapter_file={path} does not fit this run: " + "; ".join(differences))
     if not all(mx.isfinite(tensor).all().item() for tensor in tensors.values()):
         raise UserError(f"resume_adapter_file={path} holds values that are not finite.")
-    return [_pair(tensors, f"{split.block_name(site.layer)}.{site.key}", site) for site in sites]
+    return [_weights(tensors, f"{split.block_name(site.layer)}.{site.key}", site) for site in sites]
 
 
 def _read(path: str) -> dict[str, mx.array]:
@@ -96,17 +96,18 @@ def _read(path: str) -> dict[str, mx.array]:
     return {name: tensor.astype(mx.float32) for name, tensor in tensors.items()}
 
 
-def _pair(tensors: dict[str, mx.array], name: str, site: Site) -> tuple[mx.array, mx.array]:
-    a, b = tensors[f"{name}.lora_a"], tensors[f"{name}.lora_b"]
-    return (a.swapaxes(-1, -2), b.swapaxes(-1, -2)) if isinstance(site.module, ExpertLora) else (a, b)
+def _weights(tensors: dict[str, mx.array], name: str, site: Site) -> Weights:
+    found = [tensors[f"{name}.{side}"] for side in SIDES if f"{name}.{side}" in tensors]
+    return tuple(w.swapaxes(-1, -2) for w in found) if isinstance(site.module, ExpertLora) else tuple(found)
 
 
-def _expected(split: Split, sites: Sequence[Site], rank: int) -> dict[str, tuple[int, ...]]:
-    pairs = []
+def _expected(split: Split, sites: Sequence[Site], rank: int, dora: bool) -> dict[str, tuple[int, ...]]:
+    adapter = []
     for site in sites:
         a, b = site.module.shapes()
-        pairs.append((mx.zeros((*a[:-1], rank)), mx.zeros((*b[:-2], rank, b[-1]))))
-    return {name: tuple(tensor.shape) for name, tensor in named(split, sites, pairs)}
+        pair = mx.zeros((*a[:-1], rank)), mx.zeros((*b[:-2], rank, b[-1]))
+        adapter.append((*pair, mx.zeros(b[-1:])) if dora else pair)
+    return {name: tuple(tensor.shape) for name, tensor in named(split, sites, adapter)}
 
 
 def _differences(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]) -> list[str]:

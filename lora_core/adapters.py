@@ -1,4 +1,5 @@
-"""LoRA on a frozen layer, for several trials at once (design: ΔW = s·B·A, Hu et al. 2021, section 4.1).
+"""LoRA on a frozen layer, for several trials at once (design: ΔW = s·B·A, Hu et al. 2021, section 4.1), and DoRA,
+which learns the length of each row of W + ΔW beside it (Liu et al. 2024, equation 5).
 
 The input's rows are those of K slots, one after the other. A is [K, in, r], B is [K, r, out]; ranks are padded
 with zeros, which get zero gradients and stay zero. Where several layers of experts share one module, the rows
@@ -23,6 +24,8 @@ from lora_core.errors import UserError, near
 LINEAR = (nn.Linear, nn.QuantizedLinear)
 EXPERTS = (SwitchLinear, QuantizedSwitchLinear)
 
+Weights = tuple[mx.array, ...]  # what a layer of a trial learns: A, B, and with DoRA m, the length of each row
+
 
 @dataclass
 class Active:
@@ -33,14 +36,22 @@ class Active:
     keep: mx.array | None  # [K], None: no slot drops anything
     keys: mx.array | None  # uint32 [K, 2]
     drop_input: bool  # dropout on the input of ΔW, not on ΔW·x
+    gain: mx.array | None = None  # [K, out], with DoRA: m by the length of each row of W + ΔW
     down: "Down | None" = None  # x·A of this layer and of the others that read the same x; None: there are no others
 
-    def __call__(self, x: mx.array, y: mx.array) -> mx.array:
-        """y + ΔW·x for x [K·b, T, in] and y [K·b, T, out]."""
-        down = self.down or Down([self])
-        delta = _up(down(x, self), self.b)
+    def __call__(self, x: mx.array, y: mx.array, bias: mx.array | None = None) -> mx.array:
+        """y + ΔW·x for x [K·b, T, in] and y = W·x + bias [K·b, T, out]; with DoRA gain·(W + ΔW)·x + bias."""
+        inner = (self.down or Down([self]))(x, self)
+        if self.gain is not None:
+            return _scaled(self, bias)(inner, self.b, self.gain, y)
+        delta = _up(inner, self.b)
         delta = delta if self.drop_input else _drop(delta, self)
         return _sum(y, delta.reshape(y.shape))
+
+    @property
+    def learned(self) -> Weights:
+        """A, s·B and the gain."""
+        return (self.a, self.b) if self.gain is None else (self.a, self.b, self.gain)
 
 
 class Down:
@@ -67,11 +78,26 @@ class StackedLora(nn.Module):
         self.linear = linear
         self.active: Any = None  # an Active, or what looks on: called with x and y, gives the new y
         self.reads: int | None = None  # the same number in layers that read the same input
+        self._squares: mx.array | None = None  # of the lengths of W's rows, once asked for
 
     def __call__(self, x: mx.array) -> mx.array:
         """x [K·b, T, in] → [K·b, T, out]."""
         y = self.linear(x)
-        return y if self.active is None else self.active(x, y)
+        return y if self.active is None else self.active(x, y, self.linear.get("bias"))
+
+    def lengths(self, a: mx.array | None = None, b: mx.array | None = None) -> mx.array:
+        """Of the rows of W, float32 [out]; given A [K, in, r] and s·B [K, r, out], of W + ΔW by slot, [K, out].
+
+        ‖w + Σᵣ bᵣ·aᵣ‖² = ‖w‖² + 2 Σᵣ bᵣ·(w·aᵣ) + Σᵣₛ bᵣ·(aᵣ·aₛ)·bₛ, so that no slot's matrix is ever made.
+        """
+        if self._squares is None:  # mlx takes a name with an underscore for no parameter
+            self._squares = mx.square(dense(self.linear).astype(mx.float32)).sum(axis=1)
+        if a is None or b is None:
+            return mx.sqrt(self._squares)
+        a, b = a.astype(mx.float32), b.astype(mx.float32)
+        transposed = a.swapaxes(1, 2)
+        changed = self._squares + (b * (2 * without_bias(self.linear, transposed) + (transposed @ a) @ b)).sum(axis=1)
+        return mx.sqrt(mx.maximum(changed, 0))
 
     def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Shapes of A and B at rank 1, in this module's own layout."""
@@ -79,6 +105,26 @@ class StackedLora(nn.Module):
         if isinstance(self.linear, nn.QuantizedLinear):
             inputs = inputs * 32 // self.linear.bits
         return (inputs, 1), (1, outputs)
+
+
+def dense(linear: nn.Module) -> mx.array:
+    """The weight [out, in] of a layer, quantised or not."""
+    if not isinstance(linear, nn.QuantizedLinear):
+        return linear.weight
+    return mx.dequantize(
+        linear.weight, linear.scales, linear.get("biases"),
+        group_size=linear.group_size, bits=linear.bits, mode=linear.mode,
+    )  # fmt: skip
+
+
+def without_bias(linear: nn.Module, x: mx.array) -> mx.array:
+    """x·Wᵀ."""
+    if not isinstance(linear, nn.QuantizedLinear):
+        return x @ linear.weight.T
+    return mx.quantized_matmul(
+        x, linear.weight, linear.scales, linear.get("biases"), transpose=True,
+        group_size=linear.group_size, bits=linear.bits, mode=linear.mode,
+    )  # fmt: skip
 
 
 class ExpertLora(StackedLora):
@@ -148,6 +194,38 @@ def _up_vjp(primals: Any, cotangent: mx.array, _: Any) -> tuple[mx.array, mx.arr
     inner, b = primals
     grad_b = inner.swapaxes(1, 2) @ cotangent
     return mx.depends([cotangent @ b.swapaxes(1, 2)], [grad_b])[0], grad_b
+
+
+def _scaled(active: Active, bias: mx.array | None) -> Callable[..., mx.array]:
+    """gain·(W + ΔW)·x + bias by slot, from x·A, s·B, the gain and y = W·x + bias. What is added to y is exactly zero
+    where B is and the gain is 1. ΔW·x is made again for the gradient."""
+
+    def parts(inner: mx.array, b: mx.array, y: mx.array) -> tuple[mx.array, mx.array]:
+        """ΔW·x and W·x, [K, n, out]."""
+        delta = inner @ b
+        plain = (y if bias is None else y - bias).reshape(delta.shape).astype(delta.dtype)
+        return delta if active.drop_input else _drop(delta, active), plain
+
+    @mx.custom_function
+    def scaled(inner: mx.array, b: mx.array, gain: mx.array, y: mx.array) -> mx.array:
+        delta, plain = parts(inner, b, y)
+        gain = gain[:, None].astype(delta.dtype)
+        return _sum(y, (gain * delta + (gain - 1) * plain).reshape(y.shape))
+
+    @scaled.vjp
+    def scaled_vjp(primals: Any, cotangent: mx.array, _: Any) -> tuple[mx.array, ...]:
+        inner, b, gain, y = primals
+        delta, plain = parts(inner, b, y)
+        above = cotangent.reshape(delta.shape).astype(delta.dtype)
+        grad_gain = (above * (delta + plain)).sum(axis=1).astype(gain.dtype)
+        above = above * gain[:, None].astype(delta.dtype)
+        grad_y = above.astype(y.dtype).reshape(y.shape)
+        above = above if active.drop_input else _drop(above, active)
+        grad_b = inner.swapaxes(1, 2) @ above
+        grad_inner, grad_y = mx.depends([above @ b.swapaxes(1, 2), grad_y], [grad_b, grad_gain])
+        return grad_inner, grad_b, grad_gain, grad_y
+
+    return scaled
 
 
 @partial(mx.compile, shapeless=True)
@@ -242,8 +320,8 @@ def find_shared_inputs(sites: Sequence[Site], run: Callable[[], object]) -> None
     """Finds out which layers read the same input by looking on while `run` has the model run."""
     inputs: list[mx.array] = []
 
-    def witness(site: Site) -> Callable[[mx.array, mx.array], mx.array]:
-        def look(x: mx.array, y: mx.array) -> mx.array:
+    def witness(site: Site) -> Callable[..., mx.array]:
+        def look(x: mx.array, y: mx.array, *_: Any) -> mx.array:
             known = [number for number, other in enumerate(inputs) if other is x]
             site.module.reads = known[0] if known else len(inputs)
             if not known:
@@ -271,8 +349,9 @@ def check_keys(keys: list[str] | None, known: Sequence[str]) -> None:
             )
 
 
-def initial(site: Site, lora: LoraParameters, seed: int, repeat: int) -> tuple[mx.array, mx.array]:
-    """A ~ N(0, σ²) and B = 0 of one layer, float32; σ² = 1/(3·in) unless `init_std` says otherwise.
+def initial(site: Site, lora: LoraParameters, seed: int, repeat: int, dora: bool = False) -> Weights:
+    """A ~ N(0, σ²) and B = 0 of one layer, float32; σ² = 1/(3·in) unless `init_std` says otherwise. With DoRA also m,
+    the length of each row of W.
 
     Column j of A is drawn from a key of (seed, repeat, layer, j), so it does not depend on the rank.
     """
@@ -280,12 +359,14 @@ def initial(site: Site, lora: LoraParameters, seed: int, repeat: int) -> tuple[m
     std = lora.init_std if lora.init_std is not None else (3 * shape_a[-2]) ** -0.5
     words = np.random.SeedSequence([seed, repeat, site.index]).generate_state(2 * lora.rank)
     columns = mx.vmap(lambda key: mx.random.normal(shape_a[:-1], key=key))(mx.array(words.reshape(-1, 2)))
-    return mx.moveaxis(columns, 0, -1) * std, mx.zeros((*shape_b[:-2], lora.rank, shape_b[-1]))
+    pair = mx.moveaxis(columns, 0, -1) * std, mx.zeros((*shape_b[:-2], lora.rank, shape_b[-1]))
+    return (*pair, site.module.lengths()) if dora else pair
 
 
-def at_rank(a: mx.array, b: mx.array, rank: int) -> tuple[mx.array, mx.array]:
-    """A and B cut to `rank` columns and rows, or filled up to it with zeros."""
+def at_rank(weights: Weights, rank: int) -> Weights:
+    """A and B cut to `rank` columns and rows, or filled up to it with zeros; what else there is has no rank."""
+    a, b, *others = weights
     extra = max(0, rank - a.shape[-1])
     none: list[Any] = [(0, 0)] * (a.ndim - 2)
     wide_a, wide_b = mx.pad(a, [*none, (0, 0), (0, extra)]), mx.pad(b, [*none, (0, extra), (0, 0)])
-    return wide_a[..., :rank], wide_b[..., :rank, :]
+    return wide_a[..., :rank], wide_b[..., :rank, :], *others

@@ -15,10 +15,10 @@ from typing import Any
 
 import mlx.core as mx
 
-from lora_core.adapters import Site
+from lora_core.adapters import Site, Weights
 from lora_core.records import CHECKPOINT, load_metrics, remove_checkpoint, write_json, write_metrics
 from lora_core.slot import Slot
-from lora_core.stacks import Pair, State
+from lora_core.stacks import State
 
 PARTS = ("adapter", "first", "second")
 ABSENT = {"best": math.inf, "last": math.nan, "best_step": None}  # which JSON has as null
@@ -41,9 +41,9 @@ def save(slot: Slot, state: dict[int, State]) -> None:
     parts = {part: {index: stacks[i] for index, stacks in state.items()} for i, part in enumerate(PARTS)}
     arrays = {
         f"{part}.{index}.{side}": array
-        for part, pairs in {**parts, "best": slot.best_adapter or {}}.items()
-        for index, pair in pairs.items()
-        for side, array in zip("ab", pair, strict=True)
+        for part, weights in {**parts, "best": slot.best_adapter or {}}.items()
+        for index, each in weights.items()
+        for side, array in zip("abm", each, strict=False)
     }
     file = slot.folder / f"slot-{slot.step}.safetensors"
     beside = file.with_suffix(".part.safetensors")
@@ -75,12 +75,13 @@ def load(slot: Slot, sites: list[Site]) -> dict[int, State] | None:
     for name, value in index.host.items():
         setattr(slot, name, ABSENT[name] if value is None else tuple(value) if name == "mark" else value)
 
-    def pairs(part: str) -> dict[int, Pair]:
-        return {site.index: (arrays[f"{part}.{site.index}.a"], arrays[f"{part}.{site.index}.b"]) for site in sites}
+    def weights(part: str) -> dict[int, Weights]:
+        sides = "abm" if slot.config.train_type == "dora" else "ab"
+        return {site.index: tuple(arrays[f"{part}.{site.index}.{side}"] for side in sides) for site in sites}
 
     if slot.best_step is not None:
-        slot.best_adapter = pairs("best")
-    kept = [pairs(part) for part in PARTS]
+        slot.best_adapter = weights("best")
+    kept = [weights(part) for part in PARTS]
     return {site.index: tuple(part[site.index] for part in kept) for site in sites}
 
 

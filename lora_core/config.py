@@ -68,6 +68,7 @@ class LoraParameters:
 class OptimizerConfig:
     name: str = "adamw"
     learning_rate: float = 2e-4
+    lora_plus_ratio: float = 1.0
     weight_decay: float = 0.01
     warmup: float = 0.05  # share of the steps
     schedule: str = "cosine"
@@ -157,8 +158,8 @@ def _check_not_yet(config: TrainConfig) -> None:
         "trainer.grad_accumulation": (config.trainer.grad_accumulation, 1),
     }
     _one_of("train_type", config.train_type, ("lora", "dora", "full"))
-    if config.train_type != "lora":
-        raise UserError(f"train_type={config.train_type} is not there yet: use train_type=lora.")
+    if config.train_type == "full":
+        raise UserError("train_type=full is not there yet: use lora or dora.")
     for key, (found, default) in off.items():
         if found != default:
             shown = "null" if default is None else str(default).lower()
@@ -193,6 +194,8 @@ def _check_optimizer(optimizer: OptimizerConfig) -> None:
     _one_of("optimizer.schedule", optimizer.schedule, SCHEDULES)
     rate = optimizer.learning_rate
     _require(_positive(rate), "optimizer.learning_rate", rate, "a finite number above 0")
+    ratio = optimizer.lora_plus_ratio
+    _require(_positive(ratio), "optimizer.lora_plus_ratio", ratio, "a finite number above 0")
     _require(0 <= optimizer.warmup < 1, "optimizer.warmup", optimizer.warmup, "a share of the steps, 0 to below 1")
     decay = optimizer.weight_decay
     _require(math.isfinite(decay) and decay >= 0, "optimizer.weight_decay", decay, "a finite number from 0")

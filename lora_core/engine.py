@@ -21,6 +21,7 @@ from lora_core.adapter_files import adapter_config, load_adapter, named, save_ad
 from lora_core.batches import Batch, order, steps_for
 from lora_core.config import TrainConfig, check
 from lora_core.data import Dataset
+from lora_core.errors import UserError
 from lora_core.feed import Feed
 from lora_core.frozen import freeze_norms
 from lora_core.fuse import fuse
@@ -79,6 +80,10 @@ class Engine:
         """Raises UserError for what only the model or the data can tell."""
         check(config)
         adapters.check_keys(config.lora_parameters.keys, self.base.info.linear_keys)
+        if config.train_type == "dora" and any(isinstance(s.module, adapters.ExpertLora) for s in self._sites(config)):
+            raise UserError(
+                "train_type=dora: layers of experts take LoRA alone. Leave them out by lora_parameters.keys."
+            )
         self._resumed(config)
 
     def place(self, spec: TrialSpec, config: TrainConfig) -> tuple[Slot, Pack, Feed]:
@@ -180,9 +185,8 @@ class Engine:
     def fuse(self, adapter_folder: Path, config: TrainConfig, folder: Path) -> Path:
         """Merges a saved adapter into the base model and writes it to `folder`."""
         sites = self._sites(config)
-        lora = config.lora_parameters
-        adapter = load_adapter(str(adapter_folder), self.split, sites, lora.rank)
-        return fuse(folder, self.base, self.split.blocks, sites, adapter, lora.multiplier)
+        adapter = self._load(str(adapter_folder), sites, config)
+        return fuse(folder, self.base, self.split.blocks, sites, adapter, config.lora_parameters.multiplier)
 
     def score(self, config: TrainConfig, adapter_folder: Path | None) -> float:
         """Mean loss over all counted tokens of the test set, with a saved adapter of this configuration or, where
@@ -225,7 +229,7 @@ class Engine:
     def _pack(self, config: TrainConfig, feed: Feed) -> Pack:
         lora = config.lora_parameters
         depth = None if self.joins else self.bottom(config)
-        key = (feed.key, depth, lora.dropout_on, lora.compute_dtype, config.trainer.grad_checkpoint)
+        key = (feed.key, depth, config.train_type, lora.dropout_on, lora.compute_dtype, config.trainer.grad_checkpoint)
         if key not in self._packs:
             self._packs[key] = Pack(self.computation, self.sites, config)
         return self._packs[key]
@@ -235,9 +239,13 @@ class Engine:
         if config.resume_adapter_file is None:
             return None
         own = self._sites(config)
-        loaded = load_adapter(config.resume_adapter_file, self.split, own, config.lora_parameters.rank)
-        zeros = [(mx.zeros_like(a), mx.zeros_like(b)) for a, b in loaded]
-        return {site.index: (pair, zero, zero) for site, pair, zero in zip(own, loaded, zeros, strict=True)}
+        loaded = self._load(config.resume_adapter_file, own, config)
+        zeros = [tuple(map(mx.zeros_like, weights)) for weights in loaded]
+        return {site.index: (weights, zero, zero) for site, weights, zero in zip(own, loaded, zeros, strict=True)}
+
+    def _load(self, path: str, sites: list[adapters.Site], config: TrainConfig) -> list[adapters.Weights]:
+        dora = config.train_type == "dora"
+        return load_adapter(path, self.split, sites, config.lora_parameters.rank, dora)
 
     def _next_batch(self, slot: Slot, feed: Feed) -> Batch:
         return feed.train[slot.order[slot.step]]
@@ -298,7 +306,8 @@ class Engine:
     def trainable(self, config: TrainConfig) -> int:
         """The parameters that a trial trains."""
         shapes = [site.module.shapes() for site in self._sites(config)]
-        return config.lora_parameters.rank * sum(math.prod(a) + math.prod(b) for a, b in shapes)
+        rows = sum(b[-1] for _, b in shapes) if config.train_type == "dora" else 0
+        return config.lora_parameters.rank * sum(math.prod(a) + math.prod(b) for a, b in shapes) + rows
 
 
 def _on_host(tensors: dict[str, mx.array]) -> dict[str, np.ndarray]:

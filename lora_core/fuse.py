@@ -40,9 +40,11 @@ def _merged(blocks: Sequence[nn.Module], sites: Sequence[Site], adapter: Adapter
     """Inside the `with` every adapted layer is a plain one with merged weights."""
     wrapped = [(block, [(n, m) for n, m in block.named_modules() if hasattr(m, "active")]) for block in blocks]
     frozen = [site.module.linear.weight for site in sites]
-    for site, (a, b), weight in zip(sites, adapter, frozen, strict=True):
-        delta = multiplier * (a @ b).swapaxes(-1, -2)
-        site.module.linear.weight = (weight.astype(mx.float32) + delta).astype(weight.dtype)
+    for site, (a, b, *magnitude), weight in zip(sites, adapter, frozen, strict=True):
+        merged = weight.astype(mx.float32) + multiplier * (a @ b).swapaxes(-1, -2)
+        if magnitude:
+            merged = merged * (magnitude[0] / mx.linalg.norm(merged, axis=1))[:, None]
+        site.module.linear.weight = merged.astype(weight.dtype)
     for block, found in wrapped:
         block.update_modules(tree_unflatten([(name, module.linear) for name, module in found]))
     try:

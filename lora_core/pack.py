@@ -6,10 +6,10 @@ from itertools import groupby
 import mlx.core as mx
 import numpy as np
 
-from lora_core.adapters import Site
+from lora_core.adapters import Site, Weights
 from lora_core.config import TrainConfig
 from lora_core.slot import Slot
-from lora_core.stacks import Group, Pair, Stacks, State, members
+from lora_core.stacks import Group, Stacks, State, members
 from lora_core.step import Computation, Rows, Traits
 
 
@@ -24,7 +24,7 @@ class Pack:
         self.base_dtype = lora.compute_dtype == "base"
         self.checkpoint = config.trainer.grad_checkpoint
         self.slots: list[Slot] = []
-        self._stacks = Stacks(sites)
+        self._stacks = Stacks(sites, config.train_type == "dora")
         self._given: dict[Slot, dict[int, State]] = {}  # to start from, of slots not stacked yet
         self._constants: dict[tuple[Slot, ...], dict[str, list[mx.array]]] = {}
 
@@ -46,8 +46,8 @@ class Pack:
             self._constants.clear()  # they are by group, and groups change with the slots
         return self._stacks
 
-    def adapter(self, slot: Slot) -> dict[int, Pair]:
-        """The slot's A and B at its own rank, by site.index, of the layers it adapts."""
+    def adapter(self, slot: Slot) -> dict[int, Weights]:
+        """What the slot has learned, at its own rank, by site.index, of the layers it adapts."""
         return {index: adapter for index, (adapter, *_) in self.stacks().of(slot).items()}
 
     def step(self, due: Sequence[Slot], rows: Rows) -> mx.array:
@@ -105,6 +105,7 @@ class Pack:
             configs = [slot.config for slot in due]
             values = {
                 "decay": [c.optimizer.weight_decay if c.optimizer.name == "adamw" else 0.0 for c in configs],
+                "ratio": [c.optimizer.lora_plus_ratio for c in configs],
                 "clip": [c.trainer.grad_clip or np.inf for c in configs],
                 "keep": [1 - c.lora_parameters.dropout for c in configs],
             }

@@ -13,11 +13,11 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from lora_core.adapters import Active, Site, activated
+from lora_core.adapters import Active, Site, Weights, activated
 from lora_core.head import Losses
 from lora_core.schedule import BETAS
 from lora_core.split import Split, StandIn, Whole
-from lora_core.stacks import Group, Pair, State
+from lora_core.stacks import Group, State
 
 EPSILON = 1e-8
 NORM_WIDTH = 256  # ranks are summed in blocks of this many, however wide the pack is
@@ -54,11 +54,12 @@ class Computation:
         self.losses_with_gradient, self.losses = losses
 
     def evaluate(
-        self, groups: Sequence[Group], traits: Traits, adapters: list[Pair], multiplier: list[mx.array], rows: Rows
+        self, groups: Sequence[Group], traits: Traits, adapters: list[Weights], multiplier: list[mx.array], rows: Rows
     ) -> mx.array:
         """Sum of the losses of each slot's batch, float32 [K]. Nothing is dropped."""
-        pairs = [self._ready(pair, s, traits) for pair, s in zip(adapters, multiplier, strict=True)]
-        hidden = self._hidden(_sites(groups), traits, _by_site(pairs), None, rows)
+        ready = _by_site([self._ready(weights, s, traits) for weights, s in zip(adapters, multiplier, strict=True)])
+        sites = _sites(groups)
+        hidden = self._hidden(sites, traits, ready, _lengths(sites, ready), None, rows)
         losses = self.losses(hidden, rows.targets.reshape(-1))
         return (losses.reshape(rows.targets.shape) * rows.weights).sum(axis=1)
 
@@ -67,35 +68,40 @@ class Computation:
     ) -> tuple[list[State], mx.array, mx.array]:
         """One AdamW step of every slot.
 
-        slots: `multiplier` [m, 1, …] by group; `keep`, `decay`, `clip`, `alive` [K]; `moving` [3, K], the learning
-        rate and 1/(1-βᵗ) of both moments; with dropout, `key` uint32 [K, S, 2].
+        slots: `multiplier` [m, 1, …] by group; `keep`, `decay`, `ratio`, `clip`, `alive` [K]; `moving` [3, K], the
+        learning rate and 1/(1-βᵗ) of both moments; with dropout, `key` uint32 [K, S, 2].
         Returns the new state, the mean loss of each slot's tokens [K], and `alive` [K]: false from the first loss or
         gradient that is not finite, and such a slot keeps the adapters it had.
         """
 
-        def objective(pairs: list[Pair]) -> tuple[mx.array, mx.array]:
-            hidden = self._hidden(_sites(groups), traits, pairs, slots, rows)
+        def objective(weights: list[Weights]) -> tuple[mx.array, mx.array]:
+            hidden = self._hidden(sites, traits, weights, lengths, slots, rows)
             losses = self.losses_with_gradient(hidden, rows.targets.reshape(-1))
             counted = mx.maximum(rows.weights.sum(axis=1, keepdims=True), 1)
             mean = (losses.reshape(rows.targets.shape) * (rows.weights / counted)).sum(axis=1)
             return mean.sum(), mean
 
-        ready = [self._ready(adapter, s, traits) for (adapter, *_), s in zip(state, slots["multiplier"], strict=True)]
-        (_, mean), by_site = mx.value_and_grad(objective)(_by_site(ready))
+        stacks = [self._ready(adapter, s, traits) for (adapter, *_), s in zip(state, slots["multiplier"], strict=True)]
+        sites, ready = _sites(groups), _by_site(stacks)
+        lengths = _lengths(sites, ready)
+        (_, mean), by_site = mx.value_and_grad(objective)(ready)
         gradients = _by_group(by_site, groups, slots["multiplier"])
         norm = mx.sqrt(squared_norm(groups, gradients, len(mean)))
         alive = slots["alive"] & mx.isfinite(mean) & mx.isfinite(norm)
         factor = mx.minimum(1.0, slots["clip"] / (norm + 1e-6))
         return update(state, gradients, slots, factor, alive), mean, alive
 
-    def _ready(self, adapter: Pair, multiplier: mx.array, traits: Traits) -> Pair:
-        """A and s·B as the layers take them. Scaling B rather than the product spares a pass over all rows."""
-        a, b = adapter[0], adapter[1] * multiplier
-        return (a.astype(self.split.dtype), b.astype(self.split.dtype)) if traits.base_dtype else (a, b)
+    def _ready(self, adapter: Weights, multiplier: mx.array, traits: Traits) -> Weights:
+        """A, s·B and DoRA's m for the layers. Scaling B rather than the product spares a pass over all rows."""
+        a, b, *others = adapter[0], adapter[1] * multiplier, *adapter[2:]
+        return (
+            (a.astype(self.split.dtype), b.astype(self.split.dtype), *others) if traits.base_dtype else (a, b, *others)
+        )
 
     def _hidden(
-        self, sites: list[Site], traits: Traits, pairs: list[Pair], dropout: dict | None, rows: Rows
-    ) -> mx.array:
+        self, sites: list[Site], traits: Traits, weights: list[Weights], lengths: list[mx.array] | None,
+        dropout: dict | None, rows: Rows,
+    ) -> mx.array:  # fmt: skip
         """Final hidden states at the loss positions, [K·P, D]."""
         dropping = dropout if traits.dropping else None
         actives = [
@@ -104,8 +110,9 @@ class Computation:
                 dropping["keep"][: len(a)] if dropping else None,
                 dropping["key"][: len(a), i] if dropping else None,
                 traits.drop_input,
+                magnitude[0] / lengths[i] if lengths else None,
             )
-            for i, (a, b) in enumerate(pairs)
+            for i, (a, b, *magnitude) in enumerate(weights)
         ]  # fmt: skip
         starts, hidden = [start for start, _ in traits.starts], list(rows.hidden)
         first = hidden.pop(0) if starts[0] > 0 else None
@@ -137,8 +144,13 @@ class Checkpointed(StandIn):
 
     def __call__(self, hidden: mx.array, *rest: Any, **named: Any) -> mx.array:
         def plain(hidden: mx.array, *arrays: mx.array) -> mx.array:
-            pairs = zip(self._actives, arrays[::2], arrays[1::2], strict=True)
-            with activated(self._sites, [replace(active, a=a, b=b) for active, a, b in pairs]):
+            given = iter(arrays)
+            names = ("a", "b", "gain")
+            actives = [
+                replace(active, **{name: next(given) for name, _ in zip(names, active.learned, strict=False)})
+                for active in self._actives
+            ]
+            with activated(self._sites, actives):
                 return self._module(hidden, *rest, **named)
 
         run = mx.custom_function(plain)
@@ -148,15 +160,22 @@ class Checkpointed(StandIn):
             # Not before its gradient is asked for: mx.checkpoint lets MLX do it as early as it likes.
             return tuple(mx.vjp(plain, mx.depends(list(primals), [cotangent]), [cotangent])[1])
 
-        return run(hidden, *[part for active in self._actives for part in (active.a, active.b)])
+        return run(hidden, *[part for active in self._actives for part in active.learned])
 
 
 def _sites(groups: Sequence[Group]) -> list[Site]:
     return [site for group in groups for site in group]
 
 
-def _by_site(stacks: list[Pair]) -> list[Pair]:
-    return [pair for a, b in stacks for pair in zip(_layers(a), _layers(b), strict=True)]
+def _by_site(stacks: list[Weights]) -> list[Weights]:
+    return [weights for stack in stacks for weights in zip(*map(_layers, stack), strict=True)]
+
+
+def _lengths(sites: list[Site], ready: list[Weights]) -> list[mx.array] | None:
+    """With DoRA those of each site's rows, to which no gradient goes (Liu et al. 2024, section 4.3)."""
+    if len(ready[0]) == 2:
+        return None
+    return [site.module.lengths(a, b) for site, (a, b, _) in zip(sites, ready, strict=True)]
 
 
 def _layers(stack: mx.array) -> list[mx.array]:
@@ -164,18 +183,18 @@ def _layers(stack: mx.array) -> list[mx.array]:
     return [part.squeeze(0) for part in mx.split(stack, len(stack))]
 
 
-def _by_group(gradients: list[Pair], groups: Sequence[Group], multiplier: list[mx.array]) -> list[Pair]:
-    """Gradients to A and B, stacked and in float32, from those to A and s·B by site."""
+def _by_group(gradients: list[Weights], groups: Sequence[Group], multiplier: list[mx.array]) -> list[Weights]:
+    """Gradients to A, B and m, stacked and in float32, from those to A, s·B and m by site."""
     remaining, stacks = iter(gradients), []
     for group, s in zip(groups, multiplier, strict=True):
-        a, b = zip(*[next(remaining) for _ in group], strict=True)
-        stacks.append((mx.stack(a).astype(mx.float32), mx.stack(b).astype(mx.float32) * s))
+        a, b, *others = map(mx.stack, zip(*[next(remaining) for _ in group], strict=True))
+        stacks.append((a.astype(mx.float32), b.astype(mx.float32) * s, *others))
     return stacks
 
 
-def squared_norm(groups: Sequence[Group], gradients: list[Pair], slots: int) -> mx.array:
+def squared_norm(groups: Sequence[Group], gradients: list[Weights], slots: int) -> mx.array:
     """Sum of squares of each slot's gradients, float32 [K]; layer by layer from the top, whatever the groups are."""
-    sums = [_squares(a, -2) + _squares(b, -1) for a, b in gradients]
+    sums = [_squares_by_rank(*weights) for weights in gradients]
     # Slots that do not adapt a layer come last, and get zeros: adding them moves no bit.
     every = mx.concatenate([mx.pad(s, [(0, 0), (0, slots - s.shape[1]), (0, 0)]) for s in sums])
     numbers = [-site.index for group in groups for site in group]
@@ -189,29 +208,40 @@ def squared_norm(groups: Sequence[Group], gradients: list[Pair], slots: int) -> 
     return total
 
 
+def _squares_by_rank(a: mx.array, b: mx.array, magnitude: mx.array | None = None) -> mx.array:
+    """[L, K, r]: the sum of squares of a group's gradients; what has no rank counts in the first place."""
+    sums = _squares(a, -2) + _squares(b, -1)
+    if magnitude is None:
+        return sums
+    first = mx.square(magnitude).sum(axis=-1, keepdims=True)
+    return sums + mx.pad(first, [(0, 0), (0, 0), (0, sums.shape[-1] - 1)])
+
+
 def _squares(gradient: mx.array, axis: int) -> mx.array:
     """[L, K, …] → [L, K, r]: the sum of squares along `axis`, and over the experts where there are any."""
     sums = mx.square(gradient).sum(axis=axis)
     return sums if sums.ndim == 3 else sums.sum(axis=2)
 
 
-def update(state: list[State], gradients: list[Pair], slots: dict, factor: mx.array, alive: mx.array) -> list[State]:
+def update(state: list[State], gradients: list[Weights], slots: dict, factor: mx.array, alive: mx.array) -> list[State]:
     """AdamW, every quantity by slot; slots not alive stay as they are."""
-    by_slot = [factor, *slots["moving"], slots["decay"], alive]
+    rate, *corrections = slots["moving"]
+    rates = rate, rate * slots["ratio"], rate  # of A, of B (Hayou et al. 2024, LoRA+) and of DoRA's lengths
 
     @cache  # many groups have the same slots
-    def settings(members: int, dimensions: int) -> list[mx.array]:
+    def settings(side: int, members: int, dimensions: int) -> list[mx.array]:
+        by_slot = factor, rates[side], *corrections, slots["decay"], alive
         return [values[:members].reshape(members, *[1] * dimensions) for values in by_slot]
 
-    def one(g: mx.array, *state: mx.array) -> tuple[mx.array, ...]:
-        return adamw(g, *state, *settings(g.shape[1], g.ndim - 2))
+    def one(side: int, g: mx.array, *state: mx.array) -> tuple[mx.array, ...]:
+        return adamw(g, *state, *settings(side, g.shape[1], g.ndim - 2))
 
     new: list[State] = []
-    for stacks, pair in zip(state, gradients, strict=True):
+    for stacks, weights in zip(state, gradients, strict=True):
         # One group after the other, so that what is made on the way to one is gone before the next.
-        grad_a, grad_b = mx.depends(list(pair), [part for pair in new[-1] for part in pair]) if new else pair
-        a, b = zip(*stacks, strict=True)
-        new.append(tuple(zip(one(grad_a, *a), one(grad_b, *b), strict=True)))
+        ready = mx.depends(list(weights), [array for part in new[-1] for array in part]) if new else weights
+        changed = [one(side, *arrays) for side, arrays in enumerate(zip(ready, *stacks, strict=True))]
+        new.append(tuple(zip(*changed, strict=True)))
     return new
 
 

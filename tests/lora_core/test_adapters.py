@@ -1,6 +1,7 @@
 """ΔW = s·B·A: how A and B start, what multiplies them, and what dropout does to them."""
 
 import math
+from dataclasses import replace
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -254,3 +255,64 @@ def test_layers_that_read_the_same_input_share_a_product(drop_input: bool) -> No
 def families(sites: list[Site], drop_input: bool) -> list[int]:
     actives = [active(*filled(outputs=IN), [1.0, 1.0], drop_input=drop_input) for _ in sites]
     return [len(family) for family in adapters._families(sites, actives)]
+
+
+def layer(bits: int | None) -> StackedLora:
+    linear = nn.Linear(64, OUT, bias=True)
+    return StackedLora(linear if bits is None else nn.QuantizedLinear.from_linear(linear, 32, bits))
+
+
+@pytest.mark.parametrize("bits", [None, 2, 3, 4, 5, 6, 8])
+def test_lengths_of_rows_are_those_of_the_whole_matrix(bits: int | None) -> None:
+    module = layer(bits)
+    a = mx.random.normal((2, 64, 3), key=mx.random.key(1))
+    b = mx.random.normal((2, 3, OUT), key=mx.random.key(2))
+    whole = adapters.dense(module.linear) + (a @ b).swapaxes(1, 2)
+    np.testing.assert_allclose(np.array(module.lengths(a, b)), np.array(mx.linalg.norm(whole, axis=2)), rtol=1e-5)
+    wrong = adapters.dense(module.linear) + 2 * (a @ b).swapaxes(1, 2)
+    assert np.abs(np.array(module.lengths(a, b)) / np.array(mx.linalg.norm(wrong, axis=2)) - 1).max() > 0.1
+
+
+def dora(module: StackedLora, keep: list[float] | None = None) -> tuple[mx.array, mx.array, mx.array, Active]:
+    a = mx.random.normal((2, 64, 3), key=mx.random.key(1))
+    b = mx.random.normal((2, 3, OUT), key=mx.random.key(2))
+    gain = mx.random.uniform(0.5, 2, (2, OUT), key=mx.random.key(3))
+    return a, b, gain, replace(active(a, b, [1.0, 1.0], keep), gain=gain)
+
+
+@pytest.mark.parametrize("bits", [None, 3, 4])
+def test_dora_is_the_whole_matrix_times_the_gain(bits: int | None) -> None:
+    module, x = layer(bits), mx.random.normal((4, 6, 64), key=mx.random.key(9))
+    a, b, gain, module.active = dora(module)
+    whole = gain[:, :, None] * (adapters.dense(module.linear) + (a @ b).swapaxes(1, 2))
+    expected = x.reshape(2, 12, 64) @ whole.swapaxes(1, 2) + module.linear.bias
+    np.testing.assert_allclose(np.array(module(x)), np.array(expected.reshape(4, 6, OUT)), rtol=0, atol=2e-4)
+
+
+def test_dora_changes_nothing_before_the_first_step() -> None:
+    module, x = layer(4), mx.random.normal((4, 6, 64), key=mx.random.key(9))
+    plain = module(x)
+    a, b, m = initial(Site(0, "proj", 0, module), LoraParameters(rank=4), 0, 0, dora=True)
+    a, b = mx.stack([a, a]), mx.stack([b, b])
+    module.active = Active(a, b, None, None, False, m / module.lengths(a, b))
+    assert mx.array_equal(module(x), plain)
+    module.active.gain = 1.001 * module.active.gain
+    assert not mx.array_equal(module(x), plain)
+
+
+def test_gradients_of_dora_are_autograds() -> None:
+    module, x = layer(None), mx.random.normal((4, 6, 64), key=mx.random.key(9))
+    *learned, given = dora(module, keep=[0.5, 0.9])
+
+    def ours(x: mx.array, a: mx.array, b: mx.array, gain: mx.array) -> mx.array:
+        module.active = replace(given, a=a, b=b, gain=gain)
+        return (module(x) * weights).sum()
+
+    def plain(x: mx.array, a: mx.array, b: mx.array, gain: mx.array) -> mx.array:
+        delta = adapters._drop((x.reshape(2, 12, 64) @ a) @ b, given)
+        y = (x @ module.linear.weight.T).reshape(2, 12, OUT)
+        return ((gain[:, None] * (y + delta) + module.linear.bias).reshape(4, 6, OUT) * weights).sum()
+
+    weights = mx.random.normal((4, 6, OUT), key=mx.random.key(8))
+    for one, other in zip(*(mx.grad(f, argnums=(0, 1, 2, 3))(x, *learned) for f in (ours, plain)), strict=True):
+        np.testing.assert_allclose(np.array(one), np.array(other), rtol=1e-3, atol=1e-4 * mx.abs(other).max().item())

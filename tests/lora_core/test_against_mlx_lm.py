@@ -13,7 +13,6 @@ from mlx.utils import tree_flatten
 from mlx_lm.tuner.trainer import TrainingArgs, train
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
-from lora_core.adapter_files import load_adapter
 from lora_core.adapters import Active, activated, initial
 from lora_core.config import TrainConfig
 from tests.lora_core.helpers import losses, run, weights
@@ -48,11 +47,12 @@ def stock_run(engine, spec, folder, scale=4.0, bias_correction=True):
     config = TrainConfig.from_dict(spec.config)
     model, _ = mlx_lm.load(engine.base.info.folder)
     model.freeze()
-    linear_to_lora_layers(model, 2, {"rank": 8, "scale": scale, "dropout": 0.0})
+    settings = {"rank": 8, "scale": scale, "dropout": 0.0}
+    linear_to_lora_layers(model, 2, settings, use_dora=config.train_type == "dora")
     layers = dict(model.named_modules())
     for site in engine.sites:
         if site.layer >= 2:
-            a, _ = initial(site, config.lora_parameters, config.seed, spec.repeat)
+            a, *_ = initial(site, config.lora_parameters, config.seed, spec.repeat)
             layers[f"model.layers.{site.layer}.{site.key}"].lora_a = mx.array(a)
     feed = engine.feed(config)
     batches = [feed.train[index] for index in engine._order(spec, config, feed)]
@@ -79,8 +79,10 @@ def apart(engine, spec, folder, **changes):
     return of_losses, max(float(np.abs(our_weights[n] - their_weights[n]).max()) for n in our_weights)
 
 
-def test_twenty_steps_equal_mlx_lm(make_engine, make_spec, tmp_path):
-    of_losses, of_weights = apart(make_engine(1), make_spec("ours", **SETTINGS), tmp_path)
+@pytest.mark.parametrize("train_type", ["lora", "dora"])
+def test_twenty_steps_equal_mlx_lm(make_engine, make_spec, tmp_path, train_type):
+    spec = make_spec("ours", **SETTINGS, train_type=train_type)
+    of_losses, of_weights = apart(make_engine(1), spec, tmp_path)
     assert of_losses < 1e-5
     assert of_weights < 1e-4
 
@@ -101,9 +103,10 @@ def our_logits(engine, spec):
     """Logits of the base model with the trial's adapter in our own layers."""
     config = TrainConfig.from_dict(spec.config)
     sites = engine._sites(config)
-    pairs = load_adapter(f"{spec.folder}/adapters", engine.split, sites, config.lora_parameters.rank)
-    multiplier = config.lora_parameters.multiplier
-    actives = [Active(a[None], multiplier * b[None], None, None, False) for a, b in pairs]
+    actives = []
+    for site, (a, b, *m) in zip(sites, engine._load(f"{spec.folder}/adapters", sites, config), strict=True):
+        a, b = a[None], config.lora_parameters.multiplier * b[None]
+        actives.append(Active(a, b, None, None, False, m[0] / site.module.lengths(a, b) if m else None))
     with activated(sites, actives):
         return logits(engine.base.model)
 
@@ -112,6 +115,7 @@ CASES = [
     {"rank": 8, "scale_ratio": 3.0},
     {"rank": 4, "scaling": "alpha_over_sqrt_r", "keys": ["self_attn.v_proj"]},
     {"rank": 3, "num_layers": "all", "dropout": 0.1},
+    {"rank": 3, "num_layers": 3, "train_type": "dora", "scale_ratio": 2.0},
 ]
 
 
@@ -136,8 +140,9 @@ def test_wrong_multiplier_in_the_file_is_noticed(make_engine, make_spec):
     assert np.abs(logits(stock) - our_logits(engine, spec)).max() > 1e-2
 
 
-def test_fused_model_gives_equal_logits(make_engine, make_spec, tmp_path):
-    engine, spec = make_engine(1), make_spec("trial", rank=8, scale_ratio=3.0)
+@pytest.mark.parametrize("train_type", ["lora", "dora"])
+def test_fused_model_gives_equal_logits(make_engine, make_spec, tmp_path, train_type):
+    engine, spec = make_engine(1), make_spec("trial", rank=8, scale_ratio=3.0, train_type=train_type)
     run(engine, spec)
     before = our_logits(engine, spec)
     folder = engine.fuse(Path(spec.folder) / "adapters", TrainConfig.from_dict(spec.config), tmp_path / "fused")

@@ -251,3 +251,15 @@ def test_the_same_trial_twice_is_the_same(make_spec):
     run(new_engine(), one)
     run(new_engine(), two)
     assert same_result(one, two)
+
+
+@pytest.mark.parametrize("ratio", [1.0, 4.0])
+def test_b_learns_as_many_times_faster_as_lora_plus_says(make_engine, make_spec, ratio):
+    spec = make_spec(
+        "trial", learning_rate=1e-3, lora_plus_ratio=ratio, iters=1, eval_every=1, warmup=0.0, schedule="constant",
+        weight_decay=0.0,
+    )  # fmt: skip
+    run(make_engine(1), spec)
+    # The first step of Adam moves a number by the learning rate, whatever the gradient.
+    moved = max(float(np.abs(array).max()) for name, array in weights(spec).items() if name.endswith("lora_b"))
+    assert moved == pytest.approx(1e-3 * ratio, rel=1e-3)

@@ -26,6 +26,9 @@ SETTINGS = [
     {"rank": 6, "dropout": 0.3, "seed": 1},
     {"rank": 40, "num_layers": "all", "grad_checkpoint": True},
     {"rank": 4, "num_layers": 1, "keys": ["mlp.up_proj"], "batch_size": 2},
+    {"train_type": "dora", "rank": 5, "dropout": 0.2},
+    {"train_type": "dora", "rank": 20, "num_layers": 3, "dropout_on": "delta"},
+    {"train_type": "dora", "rank": 4, "keys": ["self_attn.v_proj"], "grad_checkpoint": True},
 ]
 ALL = range(len(SETTINGS))
 PAIR = [2, 6]  # two that share a pack and both have dropout
@@ -48,7 +51,7 @@ def equal(alone, folder, engine, which=ALL):
     return [same_result(alone[i], spec) for i, spec in zip(which, specs, strict=True)]
 
 
-@pytest.mark.parametrize("slots", [2, 3, 9])
+@pytest.mark.parametrize("slots", [2, 3, 12])
 def test_packed_equals_alone(alone, tmp_path, slots):
     assert all(equal(alone, tmp_path, new_engine(slots)))
 

@@ -179,7 +179,7 @@ def test_what_trials_share_cannot_be_an_axis(key: str) -> None:
         ([ALONE], "There is nothing to search"),
         ([f"search.space=['{RANK}=8']"], "is one value, not an axis"),
         ([f"search.space=['{RANK}=8,9','{RANK}=4,8']"], "is an axis twice"),
-        (["train_type=lora,dora"], "train_type=dora is not there yet"),
+        (["train_type=lora,full"], "train_type=full is not there yet"),
     ],
 )
 def test_refused_searches(argv: list[str], words: str) -> None:
