@@ -19,7 +19,6 @@ from mlx.utils import tree_unflatten
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
 from lora_core.config import LoraParameters
-from lora_core.errors import UserError, near
 
 LINEAR = (nn.Linear, nn.QuantizedLinear)
 EXPERTS = (SwitchLinear, QuantizedSwitchLinear)
@@ -333,20 +332,6 @@ def find_shared_inputs(sites: Sequence[Site], run: Callable[[], object]) -> None
     plain = [site for site in sites if not isinstance(site.module, ExpertLora)]
     with _carrying(plain, [witness(site) for site in plain]):
         run()
-
-
-def check_keys(keys: list[str] | None, known: Sequence[str]) -> None:
-    """Raises UserError for a key that names no linear layer of a block."""
-    if keys is not None and not keys:
-        raise UserError("lora_parameters.keys is empty: expected layer names, or null for all linear layers.")
-    for key in keys or []:
-        if key not in known:
-            # A bare name such as q_proj deserves its full form before any look-alike.
-            full = [name for name in known if name.split(".")[-1] == key.split(".")[-1]]
-            hint = f" Did you mean {', '.join(full)}?" if full else near(key, known)
-            raise UserError(
-                f"lora_parameters.keys: {key!r} matches no linear layer of a block.{hint}\nKnown: {', '.join(known)}"
-            )
 
 
 def initial(site: Site, lora: LoraParameters, seed: int, repeat: int, dora: bool = False) -> Weights:

@@ -26,6 +26,7 @@ from lora_core.feed import Feed
 from lora_core.frozen import freeze_norms
 from lora_core.fuse import fuse
 from lora_core.head import head_losses
+from lora_core.keys import check_keys
 from lora_core.models import Base
 from lora_core.pack import Pack
 from lora_core.prefix import PrefixCache
@@ -79,7 +80,7 @@ class Engine:
     def check(self, config: TrainConfig) -> None:
         """Raises UserError for what only the model or the data can tell."""
         check(config)
-        adapters.check_keys(config.lora_parameters.keys, self.base.info.linear_keys)
+        check_keys(config.lora_parameters.keys, self.base.info.linear_keys)
         if config.train_type == "dora" and any(isinstance(s.module, adapters.ExpertLora) for s in self._sites(config)):
             raise UserError(
                 "train_type=dora: layers of experts take LoRA alone. Leave them out by lora_parameters.keys."

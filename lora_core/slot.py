@@ -10,6 +10,7 @@ import numpy as np
 
 from lora_core.adapters import Site
 from lora_core.config import TrainConfig
+from lora_core.keys import matches
 from lora_core.records import TrialRecord, append_metrics, now, save_trial
 from lora_core.schedule import BETAS, learning_rate
 from lora_core.trial import TrialSpec
@@ -19,8 +20,7 @@ CHECK_EVERY = 8  # steps
 
 def adapts(config: TrainConfig, bottom: int, site: Site) -> bool:
     """Whether a trial whose lowest adapted block is `bottom` adapts this layer."""
-    keys = config.lora_parameters.keys
-    return bottom <= site.layer and (keys is None or site.key in keys)
+    return bottom <= site.layer and matches(config.lora_parameters.keys, site.key)
 
 
 @dataclass(eq=False)

@@ -18,14 +18,12 @@ from lora_core.adapters import (
     Site,
     StackedLora,
     activated,
-    check_keys,
     find_shared_inputs,
     initial,
     install,
     remove,
 )
 from lora_core.config import LoraParameters
-from lora_core.errors import UserError
 
 IN, OUT = 40, 24
 
@@ -191,26 +189,6 @@ def test_install_numbers_layers_alike_in_every_block_and_remove_undoes_it() -> N
     remove(blocks)
     assert [block.q_proj for block in blocks] == before
     assert isinstance(blocks[0].mlp.layers[0], nn.Linear)
-
-
-@pytest.mark.parametrize(
-    ("keys", "said"),
-    [
-        (["q_proj"], "Did you mean self_attn.q_proj?"),
-        (["self_attn.q_prj"], "Did you mean self_attn.q_proj"),
-        (["nothing"], "'nothing' matches no linear layer"),
-        ([], "lora_parameters.keys is empty"),
-    ],
-)
-def test_keys_that_match_nothing(keys: list[str], said: str) -> None:
-    with pytest.raises(UserError) as caught:
-        check_keys(keys, ["self_attn.q_proj", "mlp.up_proj"])
-    assert said in str(caught.value) and len(str(caught.value).splitlines()) <= 3
-
-
-def test_keys_that_match_pass() -> None:
-    check_keys(None, ["q"])
-    check_keys(["q"], ["q", "k"])
 
 
 class Attention(nn.Module):
