@@ -9,6 +9,7 @@ from reports.seeds import Lead, Seeds, lead
 from reports.study import Study, adapter_folder, generate_command, perplexity, test_loss, value
 
 RUNNERS_UP = 3
+MARGIN = 0.01  # of a loss: what counts as a small difference where no noise is known
 
 
 @dataclass
@@ -66,6 +67,16 @@ class Savings:
 
 
 @dataclass
+class Cheapest:
+    """The trial with the fewest trainable parameters among those that are hardly worse than the winner."""
+
+    name: str
+    trainable_params: float
+    winners_params: float
+    behind: float  # its loss, or mean, above the winner's
+
+
+@dataclass
 class Answer:
     """`finalists`: the trials that were confirmed, best first, and `leads`: the first one's over each other; empty
     where nothing was. `confirming`: how many of the trainings with other seeds have ended, and of how many.
@@ -82,6 +93,7 @@ class Answer:
     finalists: list[Seeds] = field(default_factory=list)
     leads: list[Lead] = field(default_factory=list)
     confirming: tuple[int, int] = (0, 0)
+    cheapest: Cheapest | None = None
     test: Test = field(default_factory=Test)
     adapter: str | None = None
     command: str | None = None
@@ -108,6 +120,7 @@ def compute(study: Study) -> Answer:
     answer.leads = [lead(answer.finalists[0], other) for other in answer.finalists[1:]]
     answer.winner, *answer.runners_up = _contenders(study)
     answer.gains = gains(study, answer.winner.loss)
+    answer.cheapest = _cheapest(study, answer)
     answer.test = _test(study, best)
     answer.adapter, answer.command = adapter_folder(study, best), generate_command(study, best)
     return answer
@@ -162,6 +175,22 @@ def _gain(over: str, reference: float | None, best_loss: float) -> Gain | None:
         return None
     nats = reference - best_loss
     return Gain(over, reference, perplexity(reference), nats, relative(nats, reference))
+
+
+def _cheapest(study: Study, answer: Answer) -> Cheapest | None:
+    """None where the winner itself is the cheapest. Without other seeds, a loss within `MARGIN` is hardly worse."""
+    assert answer.winner is not None
+    sizes = {trial.name: trial.metrics.get("trainable_params") for trial in study.eligible}
+    own, best = sizes[answer.winner.name], answer.winner.loss
+    behind = {each.name: value(each) for each in study.eligible}
+    near = {name: loss - best for name, loss in behind.items() if loss is not None and loss - best <= MARGIN * best}
+    if answer.finalists:
+        near = {each.over: each.nats for each in answer.leads if each.beyond_noise is False}
+    smaller = {name: size for name in near if (size := sizes[name]) is not None and own is not None and size < own}
+    if not smaller or own is None:
+        return None
+    name = min(smaller, key=lambda each: (smaller[each], near[each]))
+    return Cheapest(name, smaller[name], own, near[name])
 
 
 def relative(nats: float, reference: float) -> float:

@@ -2,6 +2,7 @@
 
 from reports import curves
 from reports.content import Content
+from reports.heatmap import Heatmap
 from reports.wording import plural
 
 
@@ -23,13 +24,23 @@ def importance(content: Content) -> str:
     return " ".join(part for part in (method, what, outside, found.caution) if part)
 
 
-def heatmap(content: Content) -> str:
-    found = content.heatmap
+def heatmap(found: Heatmap) -> str:
     cells = sum(map(len, found.cells))
     return (
         f"Median of best_val_loss over {plural(found.total, 'completed trial')}, and how many (n) lie in "
-        f"each cell; {found.empty} of {plural(cells, 'cell')} without one (–). ★ marks the winner's cell."
+        f"each cell; {found.empty} of {plural(cells, 'cell')} without one (hatched). ★ marks the winner's cell."
     )
+
+
+def slices(content: Content) -> str:
+    return f"The completed trials by each of {plural(len(content.slices.each), 'searched setting')} that varied."
+
+
+def parallel(content: Content) -> str:
+    found = content.slices
+    if len(found.each) < 2:
+        return found.why_not or "Not drawn: only one searched setting varied."
+    return "Each line is a completed trial; each setting goes from its lowest value at the bottom to its highest."
 
 
 def learning(content: Content) -> str:
@@ -41,9 +52,19 @@ def learning(content: Content) -> str:
     return f"{told} {curves.outside(found.frame, found.losses, references)}".strip()
 
 
-FIGURES = {"history": history, "importance": importance, "heatmap": heatmap, "curves": learning}
+FIGURES = {
+    "history": history,
+    "importance": importance,
+    "heatmap": lambda content: heatmap(content.heatmap),
+    "rate_map": lambda content: heatmap(content.rate_map),
+    "rates": lambda content: content.rates.caption,
+    "slices": slices,
+    "tradeoffs": lambda content: content.tradeoffs.caption,
+    "curves": learning,
+}
 
 
 def captions(content: Content) -> dict[str, str]:
     """Figure → its caption, or why it is not drawn."""
-    return {name: getattr(content, name).why_not or tell(content) for name, tell in FIGURES.items()}
+    told = {name: getattr(content, name).why_not or tell(content) for name, tell in FIGURES.items()}
+    return told | {"parallel": parallel(content)}

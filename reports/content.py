@@ -4,7 +4,9 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from reports import answer, curves, heatmap, importance, reproduce, tables
+from reports import answer, curves, health, heatmap, importance, reproduce, slices, tables, tradeoffs
+from reports.heatmap import Heatmap
+from reports.panels import Panel
 from reports.study import Study, searched_keys, short_names
 
 
@@ -17,13 +19,32 @@ class Content:
     created: str
     names: dict[str, str]
     answer: answer.Answer
+    health: health.Health
     leaderboard: list[tables.LeaderRow]
     history: curves.History
     importance: importance.Importance
-    heatmap: heatmap.Heatmap
+    rates: slices.Rates
+    slices: slices.Slices
+    heatmap: Heatmap
+    rate_map: Heatmap
+    tradeoffs: tradeoffs.Tradeoffs
     curves: curves.Curves
     failures: list[tables.Failure]
     reproduce: reproduce.Reproduce
+
+    def panels(self) -> dict[str, list[Panel]]:
+        """Name → panels of the figures that consist of points and lines, of those that can be drawn."""
+        winner = self.answer.winner.name if self.answer.winner else None
+        found: dict[str, list[Panel]] = {}
+        if not self.rates.why_not:
+            found["rates"] = slices.rate_panels(self.rates)
+        if not self.slices.why_not:
+            found["slices"] = slices.slice_panels(self.slices, self.names, winner)
+        if len(self.slices.each) > 1:
+            found["parallel"] = slices.parallel(self.slices, self.names, winner)
+        if not self.tradeoffs.why_not:
+            found["tradeoffs"] = tradeoffs.panels(self.tradeoffs, winner)
+        return found
 
     def to_json(self) -> dict[str, Any]:
         """The numbers as plain JSON values. The learning curves stay out: `metrics.jsonl` has them."""
@@ -37,10 +58,15 @@ def compute(study: Study) -> Content:
         study.record.created,
         short_names(searched_keys(study)),
         answer.compute(study),
+        health.compute(study),
         tables.leaderboard(study),
         curves.history(study),
         importance.compute(study),
-        heatmap.compute(study),
+        slices.rates(study),
+        slices.slices(study),
+        heatmap.compute(study, heatmap.RATIO),
+        heatmap.compute(study, heatmap.RATE),
+        tradeoffs.compute(study),
         curves.curves(study),
         tables.failures(study),
         reproduce.reproduce(study.record),

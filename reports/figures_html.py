@@ -11,6 +11,8 @@ from reports.content import Content
 from reports.curves import Curve, Curves, History
 from reports.heatmap import DARK_BELOW, Cell, Heatmap
 from reports.importance import Importance
+from reports.panels_html import figure as panel_figure
+from reports.panels_html import plain_layout
 from reports.wording import loss
 
 Figure = dict[str, Any]
@@ -25,10 +27,13 @@ def figures(content: Content) -> dict[str, Figure]:
         drawn["history"] = history(content.history)
     if not content.importance.why_not:
         drawn["importance"] = importance(content.importance, content.names)
-    if not content.heatmap.why_not:
-        drawn["heatmap"] = heatmap(content.heatmap)
+    for name, cells in (("heatmap", content.heatmap), ("rate_map", content.rate_map)):
+        if not cells.why_not:
+            drawn[name] = heatmap(cells)
     if not content.curves.why_not:
         drawn["curves"] = curves(content.curves)
+    for name, panels in content.panels().items():
+        drawn |= {f"{name}-{place}": panel_figure(panel) for place, panel in enumerate(panels)}
     return drawn
 
 
@@ -44,7 +49,7 @@ def history(shown: History) -> Figure:
     ]  # fmt: skip
     last = max(point.number for point in shown.points)
     lines = [_reference(name, level, last) for name, level in shown.references.items()]
-    layout = _layout("trial number", "best_val_loss (nats per token)", shown.frame)
+    layout = plain_layout("trial number", "best_val_loss (nats per token)", shown.frame)
     layout["xaxis"] |= {"range": [-0.6, last + 0.6], "tickformat": "d"}
     return {"data": [trace for trace in [*traces, *lines] if trace["x"]], "layout": layout}
 
@@ -73,7 +78,7 @@ def _reference(kind: str, level: float, last: float) -> Figure:
 
 def importance(found: Importance, names: dict[str, str]) -> Figure:
     items = sorted(found.shares.items(), key=lambda item: item[1])
-    layout = _layout("share of the importance", "", None, height=90 + 38 * len(items))
+    layout = plain_layout("share of the importance", "", None, height=90 + 38 * len(items))
     layout["xaxis"] |= {"range": [0, 1.12 * items[-1][1]]}
     bars = {
         "type": "bar", "orientation": "h", "x": [share for _, share in items],
@@ -87,21 +92,32 @@ def importance(found: Importance, names: dict[str, str]) -> Figure:
 
 def heatmap(found: Heatmap) -> Figure:
     trace = {
-        "type": "heatmap", "x": found.ratios, "y": found.ranks,
+        "type": "heatmap", "x": found.columns, "y": found.ranks,
         "z": [[cell.median for cell in row] for row in found.cells],
         "customdata": [[loss(cell.best) for cell in row] for row in found.cells],
-        "hovertemplate": "rank %{y}, α/r %{x}<br>median %{z:.4f}, best %{customdata}<extra></extra>",
+        "hovertemplate": f"rank %{{y}}, {found.across} %{{x}}<br>"
+        "median %{z:.4f}, best %{customdata}<extra></extra>",
         "hoverongaps": False, "xgap": 3, "ygap": 3,
         "colorscale": [[0, "var(--heat_good)"], [1, "var(--heat_poor)"]],
         "colorbar": {"title": {"text": "loss"}, "thickness": 10, "outlinewidth": 0, "nticks": 5},
     }  # fmt: skip
-    layout = _layout("scale ratio α/r", "rank r", None, height=130 + 62 * len(found.ranks))
+    layout = plain_layout(found.across, "rank r", None, height=130 + 62 * len(found.ranks))
     layout["xaxis"] |= {"type": "category", "showgrid": False}
     layout["yaxis"] |= {"type": "category", "showgrid": False}
     layout["annotations"] = [
         _note(found, cell) | {"x": j, "y": i} for i, row in enumerate(found.cells) for j, cell in enumerate(row)
     ]
+    empty = [(j, i) for i, row in enumerate(found.cells) for j, cell in enumerate(row) if cell.count == 0]
+    layout["shapes"] = [_hatch(j, i) for j, i in empty]
     return {"data": [trace], "layout": layout}
+
+
+def _hatch(j: int, i: int) -> Figure:
+    """Slanted lines over the cell at column `j` of row `i`."""
+    strokes = [(-0.46, -0.2, -0.2, -0.46), (-0.46, 0.13, 0.13, -0.46), (-0.46, 0.46, 0.46, -0.46)]
+    strokes += [(-0.13, 0.46, 0.46, -0.13), (0.2, 0.46, 0.46, 0.2)]
+    path = " ".join(f"M{j + a:g},{i + b:g} L{j + c:g},{i + d:g}" for a, b, c, d in strokes)
+    return {"type": "path", "path": path, "line": {"color": "var(--line)", "width": 1}, "layer": "below"}
 
 
 def _note(found: Heatmap, cell: Cell) -> Figure:
@@ -120,7 +136,7 @@ def curves(found: Curves) -> Figure:
     last = max(step for line in found.lines for step in line.steps)
     if found.base is not None:
         traces.append(_reference("base", found.base, last) | {"x": [0, last]})
-    layout = _layout("optimizer step", "validation loss (nats per token)", found.frame)
+    layout = plain_layout("optimizer step", "validation loss (nats per token)", found.frame)
     return {"data": [trace for trace in traces if trace["x"]], "layout": layout}
 
 
@@ -157,17 +173,4 @@ def _highlighted(line: Curve) -> Figure:
         "line": style | ({"dash": DASHES["default"]} if line.kind == "default" else {}),
         "marker": {"size": 5},
         "hovertemplate": f"{name}<br>%{{y:.4f}}<extra></extra>",
-    }  # fmt: skip
-
-
-def _layout(x: str, y: str, shown: tuple[float, float] | None, height: int = 400) -> Figure:
-    axis = {"gridcolor": "var(--line)", "linecolor": "var(--line)", "zeroline": False, "automargin": True}
-    return {
-        "height": height, "margin": {"l": 10, "r": 10, "t": 10, "b": 10},
-        "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)",
-        "font": {"color": "var(--ink)", "family": "system-ui, sans-serif", "size": 13},
-        "hoverlabel": {"bgcolor": "var(--raised)", "font": {"color": "var(--ink)"}},
-        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-        "xaxis": axis | {"title": {"text": x}},
-        "yaxis": axis | {"title": {"text": y}} | ({"range": list(shown)} if shown else {}),
     }  # fmt: skip

@@ -1,17 +1,18 @@
 """The figures for Markdown, as PNG files. Drawn from the same numbers as those of the HTML page."""
 
-import io
 from collections.abc import Callable
 
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from reports.content import Content
 from reports.curves import Curve
-from reports.heatmap import DARK_BELOW
+from reports.heatmap import DARK_BELOW, Heatmap
 from reports.palette import LIGHT
+from reports.panels_png import grid, plain_axes, png
 from reports.wording import loss
 
 LABELS = {"base": "base model", "default": "default settings"}
@@ -20,34 +21,32 @@ DASHES = {"base": "--", "default": ":"}
 
 def figures(content: Content) -> dict[str, bytes]:
     """Name → PNG, of those that can be drawn."""
-    drawers = {"history": _history, "importance": _importance, "heatmap": _heatmap, "curves": _curves}
-    return {
+    drawers: dict[str, Callable[[Axes, Content], None]] = {
+        "history": _history,
+        "importance": _importance,
+        "heatmap": lambda axes, content: _heatmap(axes, content.heatmap),
+        "rate_map": lambda axes, content: _heatmap(axes, content.rate_map),
+        "curves": _curves,
+    }
+    drawn = {
         name: _png(draw, content, _height(name, content))
         for name, draw in drawers.items()
         if not getattr(content, name).why_not
     }
+    return drawn | {name: grid(panels) for name, panels in content.panels().items()}
 
 
 def _height(name: str, content: Content) -> float:
     if name == "importance":
         return 1.0 + 0.45 * len(content.importance.shares)
-    return 1.3 + 0.62 * len(content.heatmap.ranks) if name == "heatmap" else 4.2
+    return 1.3 + 0.62 * len(content.heatmap.ranks) if name in ("heatmap", "rate_map") else 4.2
 
 
 def _png(draw: Callable[[Axes, Content], None], content: Content, height: float) -> bytes:
     # `Figure` without pyplot keeps no state between reports and needs no display.
     figure = Figure(figsize=(8, height), layout="constrained", facecolor=LIGHT["page"])
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(LIGHT["line"])
-    axes.tick_params(colors=LIGHT["soft"], length=0)
-    axes.set_axisbelow(True)
-    draw(axes, content)
-    for label in (axes.xaxis.label, axes.yaxis.label):
-        label.set_color(LIGHT["soft"])
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=140)
-    return stream.getvalue()
+    draw(plain_axes(figure.add_subplot()), content)
+    return png(figure)
 
 
 def _history(axes: Axes, content: Content) -> None:
@@ -79,8 +78,7 @@ def _importance(axes: Axes, content: Content) -> None:
     axes.set_xlabel("share of the importance")
 
 
-def _heatmap(axes: Axes, content: Content) -> None:
-    found = content.heatmap
+def _heatmap(axes: Axes, found: Heatmap) -> None:
     colours = LinearSegmentedColormap.from_list("loss", [LIGHT["heat_good"], LIGHT["heat_poor"]])
     values = [[float("nan") if cell.median is None else cell.median for cell in row] for row in found.cells]
     axes.imshow(values, cmap=colours, aspect="auto", origin="lower")
@@ -90,10 +88,13 @@ def _heatmap(axes: Axes, content: Content) -> None:
             text = f"{loss(cell.median)}{star}\nn={cell.count}" if cell.count else "–"
             dark = cell.count and found.shade(cell) < DARK_BELOW
             axes.text(j, i, text, ha="center", va="center", fontsize=9, color="white" if dark else LIGHT["ink"])
-    axes.set_xticks(range(len(found.ratios)), found.ratios)
+            if not cell.count:
+                place, ink = (j - 0.5, i - 0.5), LIGHT["line"]
+                axes.add_patch(Rectangle(place, 1, 1, hatch="//", facecolor="none", edgecolor=ink, linewidth=0))
+    axes.set_xticks(range(len(found.columns)), found.columns)
     axes.set_yticks(range(len(found.ranks)), found.ranks)
     axes.spines[:].set_visible(False)
-    axes.set_xlabel("scale ratio α/r")
+    axes.set_xlabel(found.across)
     axes.set_ylabel("rank r")
 
 

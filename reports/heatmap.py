@@ -1,4 +1,4 @@
-"""Rank against α/r: the median loss of the completed trials in each cell, and how many there are."""
+"""Rank against α/r or the learning rate: the median loss of the completed trials in each cell, and how many."""
 
 import math
 from collections.abc import Callable
@@ -25,10 +25,11 @@ class Cell:
 
 @dataclass
 class Heatmap:
-    """`cells[i][j]` is rank `ranks[i]` at ratio `ratios[j]`; both are labels of a value or a bin."""
+    """`cells[i][j]` is rank `ranks[i]` at `columns[j]`, a value or a bin of `across`."""
 
+    across: str
     ranks: list[str] = field(default_factory=list)
-    ratios: list[str] = field(default_factory=list)
+    columns: list[str] = field(default_factory=list)
     cells: list[list[Cell]] = field(default_factory=list)
     why_not: str | None = None
 
@@ -47,23 +48,33 @@ class Heatmap:
         return sum(cell.count for row in self.cells for cell in row)
 
 
-def compute(study: Study) -> Heatmap:
+@dataclass
+class Across:
+    """What the columns are: its name, where a trial has it, and the keys that set it."""
+
+    name: str
+    of: Callable[[TrialRecord], float]
+    keys: tuple[str, ...]
+
+
+def compute(study: Study, across: Across) -> Heatmap:
     ranks = [rank_of(trial) for trial in study.completed]
-    ratios = [ratio_of(trial) for trial in study.completed]
+    values = [across.of(trial) for trial in study.completed]
     if not study.completed:
-        return Heatmap(why_not="Not drawn: no trial has completed.")
-    if len(set(ranks)) == 1 and len(set(ratios)) == 1:
-        told = f"rank {ranks[0]:g} and α/r {ratios[0]:.4g}"
-        return Heatmap(why_not=f"Not drawn: neither rank nor α/r varied; all completed trials have {told}.")
+        return Heatmap(across.name, why_not="Not drawn: no trial has completed.")
+    if len(set(ranks)) == 1 and len(set(values)) == 1:
+        told = f"rank {ranks[0]:g} and {across.name} {values[0]:.4g}"
+        why_not = f"Not drawn: neither rank nor {across.name} varied; all completed trials have {told}."
+        return Heatmap(across.name, why_not=why_not)
     row_of, rank_labels = bins(ranks)
-    column_of, ratio_labels = bins(ratios, continuous=_ratio_is_continuous(study))
+    column_of, labels = bins(values, continuous=_is_continuous(study, across))
     inside: dict[tuple[int, int], list[TrialRecord]] = {}
-    for trial, rank, ratio in zip(study.completed, ranks, ratios, strict=True):
-        inside.setdefault((row_of(rank), column_of(ratio)), []).append(trial)
-    cells = [[_cell(inside.get((i, j), [])) for j in range(len(ratio_labels))] for i in range(len(rank_labels))]
+    for trial, rank, found in zip(study.completed, ranks, values, strict=True):
+        inside.setdefault((row_of(rank), column_of(found)), []).append(trial)
+    cells = [[_cell(inside.get((i, j), [])) for j in range(len(labels))] for i in range(len(rank_labels))]
     if study.winner is not None:
-        cells[row_of(rank_of(study.winner))][column_of(ratio_of(study.winner))].winner = True
-    return Heatmap(rank_labels, ratio_labels, cells)
+        cells[row_of(rank_of(study.winner))][column_of(across.of(study.winner))].winner = True
+    return Heatmap(across.name, rank_labels, labels, cells)
 
 
 def _cell(trials: list[TrialRecord]) -> Cell:
@@ -81,9 +92,16 @@ def ratio_of(trial: TrialRecord) -> float:
     return measured if finite(measured) and measured else TrainConfig.from_dict(trial.config).lora_parameters.ratio
 
 
-def _ratio_is_continuous(study: Study) -> bool:
-    keys = ("lora_parameters.scale_ratio", "lora_parameters.scale")
-    return any(axis.get("key") in keys and axis.get("kind") == "float" for axis in study.record.axes)
+def rate_of(trial: TrialRecord) -> float:
+    return float(TrainConfig.from_dict(trial.config).optimizer.learning_rate)
+
+
+RATIO = Across("α/r", ratio_of, ("lora_parameters.scale_ratio", "lora_parameters.scale"))
+RATE = Across("learning rate", rate_of, ("optimizer.learning_rate",))
+
+
+def _is_continuous(study: Study, across: Across) -> bool:
+    return any(axis.get("key") in across.keys and axis.get("kind") == "float" for axis in study.record.axes)
 
 
 def bins(values: list[float], continuous: bool = False) -> tuple[Callable[[float], int], list[str]]:

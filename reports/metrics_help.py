@@ -1,5 +1,6 @@
 """What each metric means: the footnotes."""
 
+from reports.answer import MARGIN
 from reports.seeds import RULE
 
 FOOTNOTES = {
@@ -29,5 +30,9 @@ FOOTNOTES = {
     "tokens_per_second": "Tokens that count in the loss, per second in training steps. Trials that share a "
     "batch share its time.",
     "peak_memory_gb": "Highest memory of the process that trained the trial, shared by all trials in it.",
+    "a small difference": f"{100 * MARGIN:g} % of the loss, where no noise is known. It tells which trials are hardly "
+    "worse than the winner, whether a curve still falls or rises again, and which ranks are as good.",
+    "trade-off": "A trial is on the line if every other one with a loss as low costs more, and every other one as "
+    "cheap has a higher loss.",
     "importance": "Share of a setting in telling the best trials from the others, whatever the direction.",
 }

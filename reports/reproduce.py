@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from lora_core.config import TrainConfig
 from lora_core.records import StudyRecord
 from reports.wording import amount, plural, setting
 
@@ -14,6 +15,7 @@ class Reproduce:
     command: str
     resume_command: str
     space: list[str]
+    changed: dict[str, str] = field(default_factory=dict)  # setting → its value, where that is not the default
     facts: dict[str, str] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -25,10 +27,17 @@ def reproduce(record: StudyRecord) -> Reproduce:
         record.command,
         record.resume_command,
         record.space or [f"{axis.get('key')}: {axis.get('kind')}" for axis in record.axes],
+        changed(record.config),
         {name: text for name, text in facts.items() if text},
         flat(record.environment),
         record.notes,
     )
+
+
+def changed(config: dict[str, Any]) -> dict[str, str]:
+    """The settings of a fine-tune that are not the default ones, as they would be typed."""
+    ours, defaults = flat(TrainConfig.from_dict(config).to_dict()), flat(TrainConfig().to_dict())
+    return {key: ours.get(key, "null") for key in {**defaults, **ours} if ours.get(key) != defaults.get(key)}
 
 
 def _search(record: StudyRecord) -> dict[str, str]:

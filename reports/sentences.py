@@ -1,6 +1,7 @@
 """The report's sentences. Each number in them comes from a computed object; nothing is decided here."""
 
-from reports.answer import Answer, Gain
+from reports.answer import MARGIN, Answer, Gain
+from reports.health import Health
 from reports.seeds import RULE, Lead, Seeds
 from reports.wording import listed, loss, percent, plural, ppl
 
@@ -46,7 +47,13 @@ def body(answer: Answer) -> list[str]:
     told = [_gain(answer, over) for over in OVER]
     if answer.counts.complete == 1:
         told.append("There is no runner-up: no other trial has completed.")
-    return [*told, *confirmation(answer), test_set(answer), *_savings(answer)]
+    return [*told, *confirmation(answer), *_cheapest(answer), test_set(answer), *_savings(answer)]
+
+
+def passed(health: Health) -> str:
+    """Which checks found nothing."""
+    told = [f"Nothing found by: {', '.join(health.passed)}."] if health.passed else []
+    return " ".join([*told, health.why_not or ""]).strip()
 
 
 def _savings(answer: Answer) -> list[str]:
@@ -95,6 +102,16 @@ def verdict(lead: Lead) -> str:
         return "with a single loss nobody can tell whether that is noise"
     judged = "larger than the noise" if lead.beyond_noise else "within the noise"
     return f"{judged} (t = {lead.t:.2f}, {lead.needed:.2f} needed; {RULE})"
+
+
+def _cheapest(answer: Answer) -> list[str]:
+    """The trial that is hardly worse and costs less."""
+    found = answer.cheapest
+    if found is None:
+        return []
+    within = "within the noise" if answer.finalists else f"within {percent(100 * MARGIN)} of its loss"
+    size = f"{found.trainable_params:,.0f} trainable parameters, against {found.winners_params:,.0f}"
+    return [f"The smallest {within} is {found.name}: {size}, and a loss higher by {loss(found.behind)}."]
 
 
 def test_set(answer: Answer) -> str:

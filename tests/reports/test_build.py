@@ -24,12 +24,15 @@ class Page(HTMLParser):
         self.scripts = 0
         self.fetched: list[str] = []
         self.text = ""
+        self.sentences: list[str] = []  # of the answer
+        self.answer = False
         self.inside = ""
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
         self.scripts += tag == "script"
         self.inside = tag if tag in ("script", "style") else self.inside
+        self.answer = ("id", "answer") in attrs if tag == "section" else self.answer
         for name, value in attrs:
             if (name == "src" or (name == "href" and tag == "link")) and not value.startswith("data:"):
                 self.fetched.append(value)
@@ -39,6 +42,8 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         self.text += "" if self.inside else data
+        if self.answer and not self.inside:
+            self.sentences.append(data)
 
 
 def embedded(text: str) -> dict:
@@ -77,7 +82,10 @@ def test_figures_are_valid_plotly(study_folder):
 
     raw = json.dumps(embedded(reports.build(study_folder).read_text()))
     drawn = json.loads(re.sub(r"var\(--(\w+)\)", lambda found: LIGHT[found[1]], raw))
-    assert set(drawn) == {"history", "importance", "heatmap", "curves"}
+    assert set(drawn) == {
+        "history", "importance", "rates-0", "slices-0", "slices-1", "slices-2", "heatmap", "rate_map", "parallel-0",
+        "curves",
+    }  # fmt: skip
     for figure in drawn.values():
         go.Figure(figure)
 
@@ -96,10 +104,39 @@ def test_csv_and_json_agree(study_folder):
     assert told["answer"]["gains"][0]["percent"] == 50.0
 
 
+def test_every_number_of_the_text_is_in_the_json(study_folder):
+    """The text may round; what it rounds must be there."""
+    out = reports.build(study_folder).parent
+    told = json.loads((out / "report.json").read_text())
+    known = [*numbers(told)]
+    computed = [found["text"] for found in told["health"]["findings"]]
+    texts = [*computed, *Page((out / "report.html").read_text()).sentences]
+    quoted = [number for text in texts for number in re.findall(r"(?<![\w.-])\d+\.\d+(?![\w-])", text)]
+    assert len(quoted) > 20 and not [number for number in quoted if not is_one_of(known, number)]
+    assert not is_one_of(known, "1.2345")
+
+
+def is_one_of(known, number):
+    """Whether the text `number` is one of `known`, rounded, or in percent."""
+    digits = len(number.partition(".")[2])
+    return any(f"{abs(one):.{digits}f}" == number for each in known for one in (each, 100 * each))
+
+
+def numbers(values):
+    """Every number in plain JSON values."""
+    if isinstance(values, dict):
+        values = list(values.values())
+    if isinstance(values, list):
+        for value in values:
+            yield from numbers(value)
+    elif isinstance(values, int | float) and not isinstance(values, bool):
+        yield values
+
+
 def test_markdown_figures_exist(study_folder):
     out = reports.build(study_folder).parent
     linked = re.findall(r"!\[.*?\]\((.*?)\)", (out / "report.md").read_text())
-    assert len(linked) == 4
+    assert len(linked) == 8
     assert all((out / path).read_bytes().startswith(b"\x89PNG") for path in linked)
 
 

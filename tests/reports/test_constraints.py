@@ -68,7 +68,7 @@ def test_the_leaderboard_marks_it(constrained):
 def test_nothing_else_takes_it_for_the_best(constrained):
     study = load(constrained)
     assert min(loss for _, loss in curves.history(study).best) == 1.8125
-    cells = [cell for row in heatmap.compute(study).cells for cell in row if cell.winner]
+    cells = [cell for row in heatmap.compute(study, heatmap.RATIO).cells for cell in row if cell.winner]
     assert len(cells) == 1
 
 

@@ -9,8 +9,8 @@ from tests.reports.helpers import AXES, RATIO
 
 def test_cells_hold_median_and_count(make_study):
     choices = {"key": RATIO, "kind": "categorical", "choices": [0.5, 1.0, 2.0, 4.0, 8.0]}
-    found = heatmap.compute(load(make_study(axes=[AXES[0], choices])))
-    assert (found.ranks, found.ratios) == (["4", "8", "16", "32"], ["0.5", "2", "4"])
+    found = heatmap.compute(load(make_study(axes=[AXES[0], choices])), heatmap.RATIO)
+    assert (found.ranks, found.columns) == (["4", "8", "16", "32"], ["0.5", "2", "4"])
     best = found.cells[3][1]
     assert (best.count, best.median, best.best, best.winner) == (2, 1.78125, 1.75, True)
     assert found.cells[0][0].count == 0 and found.cells[0][0].median is None
@@ -19,8 +19,8 @@ def test_cells_hold_median_and_count(make_study):
 
 
 def test_a_continuous_ratio_is_binned_by_its_logarithm(study_folder):
-    found = heatmap.compute(load(study_folder))
-    assert found.ratios == ["0.5–1", "1–2", "2–4"]
+    found = heatmap.compute(load(study_folder), heatmap.RATIO)
+    assert found.columns == ["0.5–1", "1–2", "2–4"]
     assert [[cell.count for cell in row] for row in found.cells] == [
         [0, 0, 1],
         [0, 0, 2],
@@ -32,9 +32,9 @@ def test_a_continuous_ratio_is_binned_by_its_logarithm(study_folder):
 
 def test_more_trials_make_finer_bins(make_study):
     rows = [(8, 0.5 * 2 ** (i / 16), 1e-4, 2.0, "complete", None) for i in range(65)]
-    found = heatmap.compute(load(make_study(trials=rows)))
-    assert len(found.ratios) == heatmap.MAX_VALUES
-    assert found.ratios[0] == "0.5–0.71" and found.ratios[-1] == "5.7–8"
+    found = heatmap.compute(load(make_study(trials=rows)), heatmap.RATIO)
+    assert len(found.columns) == heatmap.MAX_VALUES
+    assert found.columns[0] == "0.5–0.71" and found.columns[-1] == "5.7–8"
     assert found.total == 65
 
 
@@ -46,4 +46,4 @@ def test_more_trials_make_finer_bins(make_study):
     ],
 )
 def test_why_it_is_not_drawn(make_study, rows, told):
-    assert told in heatmap.compute(load(make_study(trials=rows))).why_not
+    assert told in heatmap.compute(load(make_study(trials=rows)), heatmap.RATIO).why_not

@@ -1,7 +1,7 @@
 """The leaderboard's order and numbers, failures, and how to reproduce."""
 
 from reports import tables
-from reports.reproduce import flat, reproduce
+from reports.reproduce import changed, flat, reproduce
 from reports.study import load, short_names
 from tests.reports.helpers import RANK, RATIO
 
@@ -38,6 +38,14 @@ def test_reproduce_lists_rows_and_versions(study_folder):
     assert found.facts["Data rows"] == "train 200 rows (9,000 tokens in the loss); valid 40 rows"
     assert found.environment == {"device": "cpu", "versions.mlx": "0.32.4", "versions.optuna": "5.0.0"}
     assert flat({"a": {"b": None, "c": True}}) == {"a.c": "true"}
+
+
+def test_settings_other_than_the_defaults():
+    assert changed({"trainer": {"iters": 16, "epochs": None}, "num_layers": "all", "study": "x"}) == {
+        "trainer.iters": "16",
+        "num_layers": "all",
+    }
+    assert changed({}) == {}
 
 
 def test_short_names_stay_apart():

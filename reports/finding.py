@@ -1,0 +1,13 @@
+"""What a health check has found."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Finding:
+    """`check`: which one found it. `numbers`: all that `text` quotes, unrounded."""
+
+    check: str
+    text: str
+    numbers: dict[str, Any] = field(default_factory=dict)

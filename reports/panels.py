@@ -1,0 +1,36 @@
+"""A figure of points and lines as data, which HTML and Markdown draw each in their way."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Series:
+    """`colour`: a name of the palette. `line`: joined by one, where a None leaves a gap. `labels`: of the points, for
+    who points at them."""
+
+    name: str
+    x: list[float | None]
+    y: list[float | None]
+    colour: str
+    symbol: str | None = "circle"  # None: no marks
+    size: float = 8
+    line: float = 0.0  # its width
+    dash: bool = False
+    labels: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Panel:
+    """`ticks`: position → text, where the x axis is no scale of numbers. `frame`: both ends of the y axis."""
+
+    x: str
+    y: str
+    series: list[Series]
+    frame: tuple[float, float] | None = None
+    log_x: bool = False
+    ticks: dict[float, str] = field(default_factory=dict)
+    hide_y: bool = False
+
+
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "pentagon", "star")
+COLOURS = tuple(f"group{i}" for i in range(len(SYMBOLS)))
