@@ -40,6 +40,7 @@ class LeaderRow:
     sd: float | None
     seeds: int | None
     broken: str = ""  # which constraints, in words
+    run: str | None = None  # the page of its MLflow run
 
     @property
     def pinned(self) -> bool:
@@ -79,8 +80,16 @@ def _leader_row(study: Study, trial: TrialRecord, rank: int | None, seeds: Seeds
         nats, relative(nats, base) if nats is not None and base is not None else None,
         trial.step, trial.planned_steps, trial.best_step, trial is study.winner,
         seeds.mean if seeds else None, seeds.sd if seeds else None, seeds.n if seeds else None,
-        study.broken(trial) if trial.role not in ("base", "default") else "",
+        study.broken(trial) if trial.role not in ("base", "default") else "", _run_page(study, trial),
     )  # fmt: skip
+
+
+def _run_page(study: Study, trial: TrialRecord) -> str | None:
+    tracking, run = study.record.tracking, study.record.runs.get(trial.name)
+    server = str(tracking.get("link", "")).partition("/#/")[0]
+    if run is None or not server.startswith(("http://", "https://")):
+        return None
+    return f"{server}/#/experiments/{tracking['experiment_id']}/runs/{run}?workflowType=machine_learning"
 
 
 def _metrics(trial: TrialRecord) -> dict[str, float | None]:

@@ -28,6 +28,16 @@ def test_the_default_row_shows_its_derived_ratio(study_folder):
     assert base.params[RANK] is None
 
 
+def test_rows_lead_to_their_runs(make_study):
+    link = "http://127.0.0.1:5000/#/experiments/3/runs?workflowType=machine_learning"
+    tracked = {"tracking": {"link": link, "experiment_id": "3"}, "runs": {"trial-0003": "abc"}}
+    runs = {row.name: row.run for row in tables.leaderboard(load(make_study(**tracked)))}
+    assert runs["trial-0003"] == "http://127.0.0.1:5000/#/experiments/3/runs/abc?workflowType=machine_learning"
+    assert runs["base"] is None
+    tracked["tracking"]["link"] = "javascript:alert(1)/#/"
+    assert not any(row.run for row in tables.leaderboard(load(make_study("other", **tracked))))
+
+
 def test_failures_name_their_reason(study_folder):
     (failure,) = tables.failures(load(study_folder))
     assert (failure.name, failure.reason, failure.steps) == ("trial-0004", "diverged", 10)
