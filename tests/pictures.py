@@ -1,0 +1,38 @@
+"""The README's pictures: python -m tests.pictures outputs/STUDY, while `lora-sweep ui` runs."""
+
+import sys
+from pathlib import Path
+
+from playwright.sync_api import Browser
+
+import reports
+from lora_core.records import load_study
+from tests.browser import chromium, open_page
+
+PICTURES = Path(reports.__file__).parent / "pictures"
+SHOWN = ("answer", "health", "importance", "curves", "tradeoffs")
+# What fits a README: no paths of this machine, and the first figure of a section only.
+LEAVE_OUT = "nav, h3, h3 ~ figure, .answer .scroll, .command, .command ~ p, #health .soft"
+
+
+def picture_report(browser: Browser, study: Path) -> None:
+    page = open_page(browser, reports.build(study).as_uri(), (1000, 800)).page
+    hidden = f"section:not({', '.join(f'#{name}' for name in SHOWN)}), {LEAVE_OUT}"
+    page.add_style_tag(content=f"{hidden} {{ display: none }} body {{ padding-bottom: 1rem }}")
+    page.screenshot(path=PICTURES / "report.png", full_page=True)
+
+
+def picture_runs(browser: Browser, study: Path) -> None:
+    page = open_page(browser, load_study(study).tracking["link"], (1400, 900)).page
+    page.get_by_role("link", name="trial-").first.wait_for()
+    page.get_by_role("button", name="Close").first.click()
+    page.get_by_placeholder("Search metric charts").fill("loss")
+    page.get_by_text("adapter_mb").wait_for(state="detached")
+    page.locator(".scatterlayer").first.wait_for()
+    page.screenshot(path=PICTURES / "mlflow.png")
+
+
+if __name__ == "__main__":
+    with chromium() as started:
+        picture_report(started, Path(sys.argv[1]))
+        picture_runs(started, Path(sys.argv[1]))

@@ -1,0 +1,91 @@
+"""The report as a reader has it: in a browser."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page
+
+import reports
+from reports.palette import DARK, LIGHT
+from tests.browser import DESKTOP, PHONE, chromium, open_page
+from tests.reports.helpers import write_study
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return reports.build(write_study(tmp_path_factory.mktemp("outputs"))).as_uri()
+
+
+@pytest.fixture
+def page(browser: Browser, report: str) -> Iterator[Page]:
+    seen = open_page(browser, report)
+    yield seen.page
+    seen.page.close()
+
+
+def rows(page: Page, body: str = "trials") -> list[str]:
+    return page.locator(f".sortable tbody.{body} tr:visible .name").all_inner_texts()
+
+
+@pytest.mark.parametrize("size", [PHONE, DESKTOP], ids=["phone", "desktop"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_is_whole_and_asks_for_nothing(browser: Browser, report: str, scheme: str, size: tuple[int, int]) -> None:
+    seen = open_page(browser, report, size, color_scheme=scheme)
+    assert seen.errors == [] and seen.requests == [report]
+    width = seen.page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+    assert width[0] <= width[1], "nothing but tables may be wider than the window"
+    page_colour = seen.page.evaluate("getComputedStyle(document.body).backgroundColor")
+    red, green, blue = (int((DARK if scheme == "dark" else LIGHT)["page"][i : i + 2], 16) for i in (1, 3, 5))
+    assert page_colour == f"rgb({red}, {green}, {blue})"
+    seen.page.close()
+
+
+def test_what_goes_wrong_in_a_page_is_seen(browser: Browser, tmp_path: Path) -> None:
+    (tmp_path / "bad.html").write_text("<script>throw new Error('x')</script><img src='http://127.0.0.1:9/y'>")
+    seen = open_page(browser, (tmp_path / "bad.html").as_uri())
+    assert len(seen.requests) == 2 and any("x" in error for error in seen.errors)
+    seen.page.close()
+
+
+def test_every_figure_has_marks(page: Page) -> None:
+    drawn = page.evaluate("""() => Object.fromEntries([...document.querySelectorAll(".plot")].map((plot) =>
+        [plot.id, plot.querySelectorAll(".scatterlayer path, .barlayer path, .heatmaplayer image").length]))""")
+    assert len(drawn) == 10 and all(drawn.values()), drawn
+
+
+def test_columns_sort_both_ways_under_the_pinned_rows(page: Page) -> None:
+    pinned, ranked = rows(page, "pinned"), rows(page)
+    head = page.locator(".sortable th", has_text="scale_ratio")
+    ratios = "[...document.querySelectorAll('tbody.trials tr')].map((row) => Number(row.cells[5].dataset.value))"
+    head.click()
+    rising = page.evaluate(ratios)
+    head.click()
+    falling = page.evaluate(ratios)
+    assert rising == sorted(rising) and rising[0] == 0.5 and falling == rising[::-1]
+    assert rows(page, "pinned") == pinned == ["base", "default"]
+    page.locator(".sortable th").first.click()
+    assert rows(page)[:8] == ranked[:8], "those without a rank stay last"
+
+
+@pytest.mark.parametrize(
+    "typed, left",
+    [
+        ("pruned", ["trial-0002"]),
+        ("rank=32 best_val_loss<1.8", ["trial-0003"]),
+        ("complete learning_rate>=6e-4", ["trial-0009", "trial-0007"]),
+        ("nothing-like-it", []),
+    ],
+)
+def test_rows_are_filtered(page: Page, typed: str, left: list[str]) -> None:
+    page.fill(".filter input", typed)
+    assert rows(page) == left and rows(page, "pinned") == ["base", "default"]
+    assert page.inner_text("#shown") == f"{len(left)} of 10"
+    page.fill(".filter input", "")
+    assert len(rows(page)) == 10
