@@ -35,11 +35,13 @@ def served(place: Place, port: int) -> Iterator[str]:
     """The address that `lora-sweep ui` prints, while it serves."""
     uri = f"sqlite:///{place.root}/mlflow.db"
     program = place.start("ui", "--uri", uri, "--port", str(port), "--no-browser")
-    assert program.stdout is not None
-    program.stdout.readline()
-    yield program.stdout.readline().strip()
-    program.send_signal(2)
-    program.wait(timeout=30)
+    try:
+        assert program.stdout is not None
+        program.stdout.readline()
+        yield program.stdout.readline().strip()
+    finally:
+        program.terminate()
+        program.wait(timeout=30)
 
 
 def test_the_link_shows_the_trials_and_their_curves(searched: Place, browser: Browser, port: int) -> None:
