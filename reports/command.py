@@ -4,28 +4,50 @@ import argparse
 from pathlib import Path
 
 from lora_core.errors import UserError, near
-from reports import build
+from reports import FORMATS, build
 
 
 def main(argv: list[str]) -> int:
-    """Builds a report for each study named in `argv` and prints where it is. Returns the exit code."""
+    """Builds the report of a study, or one that compares several, and prints where it is. Returns the exit code."""
     try:
         options = _parser().parse_args(argv)
     except SystemExit as stop:
         return int(stop.code or 0)
-    folders = [study_folder(Path(options.output_dir), name) for name in options.study]
-    for folder in folders:
-        print(f"Report: {build(folder, _out(options.out, folder, len(folders)))}")
+    output_dir, formats = Path(options.output_dir), _formats(options.format)
+    folders = [study_folder(output_dir, name) for name in dict.fromkeys(options.study)]
+    if len(folders) == 1:
+        print(f"Report: {build(folders[0], options.out, formats)}")
+    else:
+        print(f"Report: {_compare(folders, options.out or output_dir / 'compared', formats)}")
     return 0
+
+
+def _compare(folders: list[Path], out: Path, formats: list[str]) -> Path:
+    from reports.writer import compare  # slow to import
+
+    return compare(folders, out, formats)
+
+
+def _formats(text: str) -> list[str]:
+    found = text.split(",")
+    for name in found:
+        if name not in FORMATS:
+            raise UserError(f"--format {text}: {name!r} is none of {', '.join(FORMATS)}.{near(name, FORMATS)}")
+    return found
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lora-sweep report",
-        description="Write a study's report: HTML, Markdown with figures, CSV, JSON.",
+        description="Write a study's report, or compare several: HTML, Markdown with figures, CSV, JSON.",
     )
     parser.add_argument("study", nargs="+", metavar="STUDY", help="name of a finished or running study")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where it goes (default: the study's report/)")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="where it goes (default: the study's report/, or compared/)"
+    )
+    parser.add_argument(
+        "--format", default=",".join(FORMATS), metavar="LIST", help="which files (default: %(default)s)"
+    )
     parser.add_argument("--output-dir", default="outputs", metavar="DIR", help="where studies lie (default: outputs)")
     return parser
 
@@ -40,8 +62,3 @@ def study_folder(output_dir: Path, name: str) -> Path:
         raise UserError(f"No study {name!r}: {output_dir} holds no studies. Other folder: --output-dir DIR.")
     there = near(name, known) or f" There: {', '.join(known[:5])}{', …' if len(known) > 5 else ''}."
     raise UserError(f"No study {name!r} in {output_dir}.{there}")
-
-
-def _out(out: Path | None, folder: Path, studies: int) -> Path | None:
-    """Several studies in one `out` get a folder each."""
-    return out / folder.name if out is not None and studies > 1 else out

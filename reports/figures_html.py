@@ -11,7 +11,7 @@ from reports.content import Content
 from reports.curves import Curve, Curves, History
 from reports.heatmap import DARK_BELOW, Cell, Heatmap
 from reports.importance import Importance
-from reports.panels_html import figure as panel_figure
+from reports.panels_html import figures as panel_figures
 from reports.panels_html import plain_layout
 from reports.wording import loss
 
@@ -32,9 +32,7 @@ def figures(content: Content) -> dict[str, Figure]:
             drawn[name] = heatmap(cells)
     if not content.curves.why_not:
         drawn["curves"] = curves(content.curves)
-    for name, panels in content.panels().items():
-        drawn |= {f"{name}-{place}": panel_figure(panel) for place, panel in enumerate(panels)}
-    return drawn
+    return drawn | panel_figures(content.panels())
 
 
 def history(shown: History) -> Figure:

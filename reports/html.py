@@ -6,8 +6,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from reports import sentences, wording
+from reports import comparison_sentences, sentences, wording
 from reports.captions import captions
+from reports.comparison import Comparison
+from reports.comparison_sentences import captions as comparison_captions
 from reports.content import Content, plain
 from reports.figures_html import figures
 from reports.metrics_help import FOOTNOTES
@@ -40,15 +42,35 @@ def context(content: Content) -> dict[str, Any]:
     }
 
 
+def comparison_context(found: Comparison) -> dict[str, Any]:
+    """The same for a comparison."""
+    return {
+        "title": " and ".join(member.study for member in found.members),
+        "comparison": found,
+        "names": [member.study for member in found.members],
+        "captions": comparison_captions(found),
+        "sentences": comparison_sentences,
+        "wording": wording,
+        "footnotes": FOOTNOTES,
+    }
+
+
 def render(content: Content) -> str:
-    """The whole page. Everything from the study is escaped, also inside the figures' JSON."""
-    template = environment(autoescape=True).get_template("report.html.j2")
-    drawn = plain(figures(content))
+    """The whole page of one study."""
+    return page("report.html.j2", content.study, figures(content), context(content))
+
+
+def page(template: str, title: str, drawn: dict[str, Any], values: dict[str, Any]) -> str:
+    """Everything from a study is escaped, also inside the JSON of its figures, `drawn`."""
     # plotly.js is the one text that goes in as it is.
-    return template.render(
-        **context(content),
-        figures=drawn,
-        light=LIGHT,
-        dark=DARK,
-        plotly=Markup(get_plotlyjs()) if drawn else "",
+    return (
+        environment(autoescape=True)
+        .get_template(template)
+        .render(
+            **(values | {"title": title}),
+            figures=plain(drawn),
+            light=LIGHT,
+            dark=DARK,
+            plotly=Markup(get_plotlyjs()) if drawn else "",
+        )
     )

@@ -1,6 +1,7 @@
 """The report as Markdown, with its figures as files beside it."""
 
 import re
+from typing import Any
 
 from reports.content import Content
 from reports.html import context, environment
@@ -22,10 +23,13 @@ def code(text: object) -> str:
 
 def render(content: Content, figures: list[str]) -> str:
     """`figures`: names of those that lie in `figures/NAME.png`."""
-    made = environment(autoescape=False)
-    made.filters |= {"md": escaped, "code": code}
     rows = content.leaderboard
     shown = [row for row in rows if row.pinned] + [row for row in rows if not row.pinned][:SHOWN]
-    return made.get_template("report.md.j2").render(
-        **context(content), figures=figures, rows=shown, hidden=len(rows) - len(shown)
-    )
+    values = context(content) | {"figures": figures, "rows": shown, "hidden": len(rows) - len(shown)}
+    return text("report.md.j2", values)
+
+
+def text(template: str, values: dict[str, Any]) -> str:
+    made = environment(autoescape=False)
+    made.filters |= {"md": escaped, "code": code}
+    return made.get_template(template).render(**values)

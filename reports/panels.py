@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Series:
-    """`colour`: a name of the palette. `line`: joined by one, where a None leaves a gap. `labels`: of the points, for
+    """`colour`: a name of the palette. `line`: joined by one, where a None leaves a gap; with
+    `step` it stays level until the next point. `labels`: of the points, for
     who points at them."""
 
     name: str
@@ -15,7 +16,7 @@ class Series:
     symbol: str | None = "circle"  # None: no marks
     size: float = 8
     line: float = 0.0  # its width
-    dash: bool = False
+    step: bool = False
     labels: list[str] = field(default_factory=list)
 
 

@@ -8,7 +8,12 @@ from reports.panels import Panel, Series
 Figure = dict[str, Any]
 
 
-def figure(panel: Panel) -> Figure:
+def figures(panels: dict[str, list[Panel]]) -> dict[str, Figure]:
+    """Each of several panels under a name gets a number."""
+    return {f"{name}-{place}": _figure(panel) for name, each in panels.items() for place, panel in enumerate(each)}
+
+
+def _figure(panel: Panel) -> Figure:
     layout = plain_layout(escape(panel.x), panel.y, panel.frame, height=360)
     if panel.log_x:
         layout["xaxis"] |= {"type": "log", "dtick": "D2", "tickformat": _form(panel)}
@@ -33,7 +38,7 @@ def _trace(series: Series) -> Figure:
         "type": "scatter", "mode": "+".join(modes), "name": escape(series.name), "showlegend": bool(series.name),
         "x": series.x, "y": series.y, "text": [escape(label) for label in series.labels],
         "hovertemplate": "%{text}<br>%{x:.4g}: %{y:.4f}<extra></extra>",
-        "line": {"color": f"var(--{series.colour})", "width": series.line, "dash": "dot" if series.dash else "solid"},
+        "line": {"color": f"var(--{series.colour})", "width": series.line, "shape": "hv" if series.step else "linear"},
         "marker": {"symbol": series.symbol, "size": series.size, "color": f"var(--{series.colour})"},
     }  # fmt: skip
 

@@ -59,8 +59,8 @@ def _draw(axes: Axes, panel: Panel) -> None:
 def _series(axes: Axes, series: Series) -> None:
     # matplotlib wants NaN where a line has a gap.
     x, y = ([float("nan") if each is None else each for each in values] for values in (series.x, series.y))
-    style = (":" if series.dash else "-") if series.line else "none"
+    style, drawn = "-" if series.line else "none", "steps-post" if series.step else "default"
     axes.plot(
-        x, y, color=LIGHT[series.colour], linestyle=style, linewidth=series.line, marker=MARKS.get(series.symbol or ""),
-        markersize=series.size * 0.7, label=series.name or None,
+        x, y, color=LIGHT[series.colour], linestyle=style, drawstyle=drawn, linewidth=series.line,
+        marker=MARKS.get(series.symbol or ""), markersize=series.size * 0.7, label=series.name or None,
     )  # fmt: skip

@@ -1,37 +1,85 @@
-"""Writes a report's files: report.html, report.md with figures, trials.csv, report.json."""
+"""Writes the files of a report, on one study or on several."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import pandas
 
 from lora_core.errors import UserError
-from lora_core.records import write_file, write_json
-from reports import content, figures_png, html, markdown, tables
+from lora_core.records import write_file
+from reports import FORMATS, comparison, comparison_panels, content, figures_png, html, markdown, tables
+from reports.html import comparison_context
+from reports.panels_html import figures as panel_figures
+from reports.panels_png import grid
 from reports.study import Study, load
 
+NAMES = {"html": "report.html", "md": "report.md", "csv": "trials.csv", "json": "report.json"}
+Files = dict[str, bytes]
 
-def build(study_folder: Path, out: Path | None = None) -> Path:
-    """Writes the report of the study in `study_folder` and returns the path of its report.html.
+
+def build(study_folder: Path, out: Path | None = None, formats: Sequence[str] = FORMATS) -> Path:
+    """Writes the report of the study in `study_folder` and returns the path of its first format.
 
     `out`: the folder it goes to, by default `study_folder`/report. A study that is still running, was
     interrupted or has no completed trial gets a report that says so. Raises UserError if there is no study
     or `out` cannot be written.
     """
-    study = load(study_folder)
-    folder = out if out is not None else study_folder / "report"
+    return _write(_files(load(study_folder), formats), out or study_folder / "report", formats)
+
+
+def compare(folders: list[Path], out: Path, formats: Sequence[str] = FORMATS) -> Path:
+    """The same about several studies, side by side."""
+    return _write(_compared([load(folder) for folder in folders], formats), out, formats)
+
+
+def _files(study: Study, formats: Sequence[str]) -> Files:
+    computed = content.compute(study)
+    files: Files = {}
+    if "html" in formats:
+        files["report.html"] = html.render(computed).encode()
+    if "md" in formats:
+        drawn = figures_png.figures(computed)
+        files |= _pictures(drawn) | {"report.md": markdown.render(computed, list(drawn)).encode()}
+    if "csv" in formats:
+        files["trials.csv"] = tables.trials_frame(study, computed.leaderboard).to_csv(index=False).encode()
+    if "json" in formats:
+        files["report.json"] = _json(computed.to_json())
+    return files
+
+
+def _compared(studies: list[Study], formats: Sequence[str]) -> Files:
+    computed = comparison.compute(studies)
+    panels, values = comparison_panels.panels(computed), comparison_context(computed)
+    files: Files = {}
+    if "html" in formats:
+        drawn = panel_figures(panels)
+        files["report.html"] = html.page("comparison.html.j2", values["title"], drawn, values).encode()
+    if "md" in formats:
+        files |= _pictures({name: grid(each) for name, each in panels.items()})
+        files["report.md"] = markdown.text("comparison.md.j2", values | {"figures": list(panels)}).encode()
+    if "csv" in formats:
+        frames = [tables.trials_frame(study, tables.leaderboard(study)).assign(study=study.name) for study in studies]
+        files["trials.csv"] = pandas.concat(frames).to_csv(index=False).encode()
+    if "json" in formats:
+        files["report.json"] = _json(computed.to_json())
+    return files
+
+
+def _pictures(drawn: Files) -> Files:
+    return {f"figures/{name}.png": png for name, png in drawn.items()}
+
+
+def _json(values: dict[str, Any]) -> bytes:
+    return (json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _write(files: Files, folder: Path, formats: Sequence[str]) -> Path:
     try:
-        return _write(study, folder)
+        for name, found in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            write_file(folder / name, found)
     except OSError as error:
         raise UserError(f"The report cannot be written to {folder}: {error.strerror or error}.") from None
-
-
-def _write(study: Study, folder: Path) -> Path:
-    computed = content.compute(study)
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
-    drawn = figures_png.figures(computed)
-    for name, png in drawn.items():
-        write_file(folder / "figures" / f"{name}.png", png)
-    frame = tables.trials_frame(study, computed.leaderboard)
-    write_file(folder / "trials.csv", frame.to_csv(index=False).encode())
-    write_json(folder / "report.json", computed.to_json())
-    write_file(folder / "report.md", markdown.render(computed, list(drawn)).encode())
-    write_file(folder / "report.html", html.render(computed).encode())
-    return folder / "report.html"
+    return folder / NAMES[formats[0]]

@@ -8,6 +8,7 @@ from playwright.sync_api import Browser, Page
 
 import reports
 from reports.palette import DARK, LIGHT
+from reports.writer import compare
 from tests.browser import DESKTOP, PHONE, chromium, open_page
 from tests.reports.helpers import write_study
 
@@ -47,6 +48,22 @@ def test_it_is_whole_and_asks_for_nothing(browser: Browser, report: str, scheme:
     seen.page.close()
 
 
+def test_a_comparison_is_whole_and_asks_for_nothing(browser: Browser, tmp_path: Path) -> None:
+    address = compare([write_study(tmp_path, name) for name in ("one", "two")], tmp_path / "out").as_uri()
+    seen = open_page(browser, address, PHONE)
+    assert seen.errors == [] and seen.requests == [address]
+    assert seen.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert set(marks(seen.page)) == {"plot-best-0", "plot-best-1", "plot-rates-0", "plot-curves-0"}
+    assert all(marks(seen.page).values())
+    seen.page.close()
+
+
+def marks(page: Page) -> dict[str, int]:
+    """Figure → how many marks are drawn in it."""
+    return page.evaluate("""() => Object.fromEntries([...document.querySelectorAll(".plot")].map((plot) =>
+        [plot.id, plot.querySelectorAll(".scatterlayer path, .barlayer path, .heatmaplayer image").length]))""")
+
+
 def test_what_goes_wrong_in_a_page_is_seen(browser: Browser, tmp_path: Path) -> None:
     (tmp_path / "bad.html").write_text("<script>throw new Error('x')</script><img src='http://127.0.0.1:9/y'>")
     seen = open_page(browser, (tmp_path / "bad.html").as_uri())
@@ -55,8 +72,7 @@ def test_what_goes_wrong_in_a_page_is_seen(browser: Browser, tmp_path: Path) -> 
 
 
 def test_every_figure_has_marks(page: Page) -> None:
-    drawn = page.evaluate("""() => Object.fromEntries([...document.querySelectorAll(".plot")].map((plot) =>
-        [plot.id, plot.querySelectorAll(".scatterlayer path, .barlayer path, .heatmaplayer image").length]))""")
+    drawn = marks(page)
     assert len(drawn) == 10 and all(drawn.values()), drawn
 
 

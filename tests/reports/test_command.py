@@ -6,20 +6,36 @@ from lora_core.errors import UserError
 from reports.command import main
 
 
-def test_reports_are_made_and_named(make_study, tmp_path, capsys):
-    first, second = make_study("one"), make_study("two")
-    assert main(["one", "two", "--output-dir", str(tmp_path / "outputs")]) == 0
-    assert capsys.readouterr().out.splitlines() == [
-        f"Report: {first}/report/report.html",
-        f"Report: {second}/report/report.html",
-    ]
+def test_a_report_is_made_and_named(make_study, tmp_path, capsys):
+    folder = make_study("one")
+    assert main(["one", "--output-dir", str(tmp_path / "outputs")]) == 0
+    assert capsys.readouterr().out == f"Report: {folder}/report/report.html\n"
 
 
-def test_several_studies_share_an_out(make_study, tmp_path):
+def test_several_studies_are_compared(make_study, tmp_path, capsys):
     make_study("one"), make_study("two")
+    names = ["one", "two", "--output-dir", str(tmp_path / "outputs")]
+    assert main(names) == 0 and main([*names, "--out", str(tmp_path / "out")]) == 0
+    made = [tmp_path / "outputs" / "compared" / "report.html", tmp_path / "out" / "report.html"]
+    assert capsys.readouterr().out.splitlines() == [f"Report: {path}" for path in made]
+    assert all(path.exists() for path in made)
+
+
+@pytest.mark.parametrize("studies", [["one"], ["one", "two"]])
+def test_only_the_formats_asked_for(make_study, tmp_path, capsys, studies):
+    for name in studies:
+        make_study(name)
     out = tmp_path / "out"
-    main(["one", "two", "--out", str(out), "--output-dir", str(tmp_path / "outputs")])
-    assert (out / "one" / "report.html").exists() and (out / "two" / "report.html").exists()
+    places = ["--out", str(out), "--output-dir", str(tmp_path / "outputs")]
+    main([*studies, *places, "--format", "json,csv"])
+    assert capsys.readouterr().out == f"Report: {out}/report.json\n"
+    assert sorted(path.name for path in out.iterdir()) == ["report.json", "trials.csv"]
+
+
+def test_an_unknown_format_is_refused(make_study, tmp_path):
+    make_study("one")
+    with pytest.raises(UserError, match="html,mdx: 'mdx' is none of html, md, csv, json"):
+        main(["one", "--format", "html,mdx", "--output-dir", str(tmp_path / "outputs")])
 
 
 def test_an_unknown_study_gets_near_matches(make_study, tmp_path):

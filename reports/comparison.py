@@ -1,0 +1,140 @@
+"""Several studies side by side: what each found, where they differ, and how far each was at the same budget."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from reports import answer, importance, slices, tradeoffs
+from reports.content import plain
+from reports.curves import best_so_far, history
+from reports.importance import Importance
+from reports.reproduce import flat
+from reports.seeds import Lead, lead
+from reports.study import Study, searched_keys, short_names
+
+# Settings that only say where things are, or how they are called.
+PLACES = ("study", "storage", "output_dir", "adapter_path", "tracking.", "search.name", "cluster.", "trainer.slots")
+
+
+@dataclass
+class Member:
+    """One study. `best`: the best so far after each of its ended trials, with the steps taken until then."""
+
+    study: str
+    answer: answer.Answer
+    best: list["Reached"]
+    importance: Importance
+    rates: slices.Rates
+    tradeoffs: tradeoffs.Tradeoffs
+    params: dict[str, Any]  # of the winner, by short name
+    curve: list[tuple[float, float]]  # of the winner, by step
+
+
+@dataclass
+class Reached:
+    trials: int
+    steps: int
+    loss: float
+
+
+@dataclass
+class Budget:
+    """What each study had reached when as much was spent as the cheapest of them spent in all."""
+
+    unit: str
+    spent: int
+    reached: dict[str, float]  # study → loss; those without a completed trial by then are left out
+
+
+@dataclass
+class Comparison:
+    """`differing`: setting → its text in each study. `unlike`: what makes the losses incomparable. `lead`: that of
+    the best study's winner over the next one's, where both were trained with several seeds."""
+
+    members: list[Member]
+    differing: dict[str, list[str]]
+    unlike: list[str] = field(default_factory=list)
+    budgets: list[Budget] = field(default_factory=list)
+    lead: Lead | None = None
+
+    @property
+    def ranked(self) -> list[Member]:
+        """Those with a winner, best first."""
+        found = [(each.answer.winner.loss, each) for each in self.members if each.answer.winner]
+        return [each for _, each in sorted(found, key=lambda pair: pair[0])]
+
+    def to_json(self) -> dict[str, Any]:
+        return plain(asdict(self))
+
+
+def compute(studies: list[Study]) -> Comparison:
+    found = Comparison([_member(study) for study in studies], differing(studies), unlike(studies))
+    found.budgets = [budget for unit in ("trials", "steps") if (budget := _budget(found.members, unit))]
+    best = found.ranked[:2]
+    if len(best) == 2 and all(each.answer.finalists for each in best):
+        found.lead = lead(best[0].answer.finalists[0], best[1].answer.finalists[0])
+    return found
+
+
+def _member(study: Study) -> Member:
+    told = answer.compute(study)
+    names = short_names(searched_keys(study))
+    params = {names[key]: found for key, found in told.winner.params.items()} if told.winner else {}
+    rows = study.curves[study.winner.name] if study.winner else []
+    return Member(
+        study.name, told, reached(study), importance.compute(study), slices.rates(study), tradeoffs.compute(study),
+        params, [(row["step"], row["val_loss"]) for row in rows],
+    )  # fmt: skip
+
+
+def reached(study: Study) -> list[Reached]:
+    """The best so far by what had been spent, pruned and failed trials included."""
+    best = dict(best_so_far(history(study).points))
+    found: list[Reached] = []
+    trials, steps, lowest = 0, 0, None
+    for trial in study.searched:
+        if trial.state != "running":
+            trials, steps = trials + 1, steps + trial.step
+            lowest = best.get(trial.number or 0, lowest)
+            found += [] if lowest is None else [Reached(trials, steps, lowest)]
+    return found
+
+
+def _budget(members: list[Member], unit: str) -> Budget | None:
+    """None unless every study has something to show."""
+    if not all(each.best for each in members):
+        return None
+    spent = min(getattr(each.best[-1], unit) for each in members)
+    within = {each.study: [one.loss for one in each.best if getattr(one, unit) <= spent] for each in members}
+    return Budget(unit, spent, {study: losses[-1] for study, losses in within.items() if losses})
+
+
+def differing(studies: list[Study]) -> dict[str, list[str]]:
+    """Settings, space, contents and versions that are not the same in all."""
+    each = [_facts(study) for study in studies]
+    keys = list(dict.fromkeys(key for facts in each for key in facts))
+    rows = {key: [facts.get(key, "–") for facts in each] for key in keys}
+    return {key: texts for key, texts in rows.items() if len(set(texts)) > 1}
+
+
+def _facts(study: Study) -> dict[str, str]:
+    record = study.record
+    config = {key: text for key, text in flat(record.config).items() if not key.startswith((*PLACES, "search.space"))}
+    space = {f"axis {text.partition('=')[0]}": text.partition("=")[2] for text in record.space}
+    contents = {f"{name} contents": flat(info).get("fingerprint", "–") for name, info in _infos(study).items()}
+    return {**space, **config, **contents, **flat(record.environment)}
+
+
+def _infos(study: Study) -> dict[str, dict[str, Any]]:
+    return {"model": study.record.model, "data": study.record.data}
+
+
+def unlike(studies: list[Study]) -> list[str]:
+    """What must be the same for losses to be comparable, and is not."""
+    found = []
+    for name in ("model", "data"):
+        if len({_infos(study)[name].get("fingerprint") for study in studies}) > 1:
+            found.append(f"the {name}")
+    for key in ("trainer.max_seq_length", "trainer.eval_rows", "data.mask_prompt", "data.valid_fraction"):
+        if len({flat(study.record.config).get(key) for study in studies}) > 1:
+            found.append(key)
+    return found

@@ -1,0 +1,89 @@
+"""What a comparison of studies says. Each number comes from the computed object."""
+
+from reports.comparison import Budget, Comparison, Member
+from reports.sentences import verdict
+from reports.wording import NOTHING, listed, loss, percent, plural, settings, signed
+
+
+def headline(found: Comparison) -> str:
+    best = found.ranked
+    if not best:
+        return "None of the studies has a winner"
+    return f"{best[0].study} has the lowest loss, {_told(best[0])}"
+
+
+def body(found: Comparison) -> list[str]:
+    told = [_partial(member) for member in found.members if member.answer.state != "complete"]
+    if found.unlike:
+        told.append(f"The losses cannot be compared: the studies differ in {listed(found.unlike)}.")
+    told += [_behind(found.ranked[0], other) for other in found.ranked[1:]]
+    if found.lead:
+        told.append(f"The lead over {found.ranked[1].study} is {verdict(found.lead)}.")
+    elif len(found.ranked) > 1:
+        told.append("Not all winners were trained with several seeds, so whether the lead is noise is not known.")
+    return told + [_at(budget) for budget in found.budgets]
+
+
+def _told(member: Member) -> str:
+    winner = member.answer.winner
+    assert winner is not None  # only those with a winner are ranked
+    over = f" over {plural(member.answer.finalists[0].n, 'seed')}" if member.answer.finalists else ""
+    return f"{loss(winner.loss)}{over} ({winner.name})"
+
+
+def _partial(member: Member) -> str:
+    counts = member.answer.counts
+    ended = f"{counts.ended} of {plural(counts.planned, 'trial')} ended"
+    return f"{member.study} is {member.answer.state}, so this is partial: {ended}."
+
+
+def _behind(best: Member, other: Member) -> str:
+    assert best.answer.winner is not None and other.answer.winner is not None
+    low, high = best.answer.winner.loss, other.answer.winner.loss
+    if high == low:
+        return f"{other.study} has the same loss: {_told(other)}."
+    share = f" ({percent(100 * (high - low) / low)})" if low else ""
+    return f"{other.study} is {loss(high - low)} nats per token behind{share}: {_told(other)}."
+
+
+def _at(budget: Budget) -> str:
+    what = plural(budget.spent, "trial" if budget.unit == "trials" else "optimizer step")
+    reached = listed([f"{study} {loss(found)}" for study, found in sorted(budget.reached.items(), key=lambda i: i[1])])
+    return f"After {what}, the most that all have, the best so far: {reached}."
+
+
+def rows(found: Comparison) -> dict[str, list[str]]:
+    """The table of what each study found: label → a text for each."""
+    columns = [_column(member) for member in found.members]
+    return {label: [column[label] for column in columns] for label in columns[0]}
+
+
+def _column(member: Member) -> dict[str, str]:
+    told = member.answer
+    base, default = told.gain("base"), told.gain("default")
+    shares = ", ".join(f"{key.rpartition('.')[2]} {share:.2f}" for key, share in member.importance.shares.items())
+    return {
+        "state": told.state,
+        "trials": f"{told.counts.ended} of {told.counts.planned} ended, {told.counts.complete} complete",
+        "optimizer steps": f"{member.best[-1].steps:,}" if member.best else NOTHING,
+        "winner": told.winner.name if told.winner else NOTHING,
+        "loss": loss(told.winner.loss) if told.winner else NOTHING,
+        "settings": settings(member.params, {}) or NOTHING,
+        "gain over base": signed(base.nats if base else None),
+        "gain over default": signed(default.nats if default else None),
+        "test_loss": loss(told.test.loss),
+        "importance": shares or member.importance.why_not or NOTHING,
+    }
+
+
+def captions(found: Comparison) -> dict[str, str]:
+    """Figure → its caption."""
+    trials = listed(
+        [f"{each.study} {plural(each.answer.counts.complete, 'completed trial')}" for each in found.members]
+    )
+    return {
+        "best": f"The lowest loss so far, by trials that had ended and by the steps they had taken: {trials}.",
+        "curves": "The winner of each study.",
+        "rates": "The completed trials of each study; not drawn of one with fewer than three learning rates.",
+        "tradeoffs": "The completed trials of each study; not drawn of one whose trials all cost the same.",
+    }

@@ -1,0 +1,109 @@
+"""Several studies side by side, to the digit."""
+
+import csv
+import json
+
+import pytest
+
+from lora_core.records import load_study, save_study
+from reports import comparison, comparison_panels, comparison_sentences
+from reports.comparison import Budget, Reached
+from reports.study import load
+from reports.writer import compare
+from tests.reports.helpers import AXES, RANK, RATE, TRIALS, write_repeat
+
+SHORT = [(8, 2.0, 1e-4, 2.5, "complete", None), (16, 2.0, 3e-4, 1.875, "complete", None)]
+
+
+@pytest.fixture
+def folders(make_study):
+    """The recorded study, and one of two trials with another space."""
+    space = [f"{RANK}=8,16", f"{RATE}=tag(log,interval(1e-05,0.001))"]
+    return [make_study("long"), make_study("short", trials=SHORT, axes=[AXES[2]], space=space, n_trials=2)]
+
+
+@pytest.fixture
+def found(folders):
+    return comparison.compute([load(folder) for folder in folders])
+
+
+def test_best_so_far_counts_what_was_spent(found):
+    """The pruned trial took 20 steps, the failed one 10."""
+    assert found.members[0].best[:6] == [
+        Reached(1, 40, 2.25), Reached(2, 80, 2.0), Reached(3, 100, 2.0), Reached(4, 140, 1.75), Reached(5, 150, 1.75),
+        Reached(6, 190, 1.75),
+    ]  # fmt: skip
+
+
+def test_what_all_had_reached_at_the_same_budget(found):
+    """After two trials the short study was ahead, though the long one won."""
+    assert found.budgets == [
+        Budget("trials", 2, {"long": 2.0, "short": 1.875}),
+        Budget("steps", 80, {"long": 2.0, "short": 1.875}),
+    ]
+    assert [member.study for member in found.ranked] == ["long", "short"]
+
+
+def test_only_what_differs_is_listed(found):
+    assert found.differing == {
+        f"axis {RANK}": ["4,8,16,32", "8,16"],
+        "axis lora_parameters.scale_ratio": ["tag(log,interval(0.5,8))", "–"],
+        f"axis {RATE}": ["–", "tag(log,interval(1e-05,0.001))"],
+    }
+    assert found.unlike == []
+
+
+def test_the_sentences(found):
+    assert comparison_sentences.headline(found) == "long has the lowest loss, 1.7500 (trial-0003)"
+    assert comparison_sentences.body(found) == [
+        "short is 0.1250 nats per token behind (7.14 %): 1.8750 (trial-0001).",
+        "Not all winners were trained with several seeds, so whether the lead is noise is not known.",
+        "After 2 trials, the most that all have, the best so far: short 1.8750 and long 2.0000.",
+        "After 80 optimizer steps, the most that all have, the best so far: short 1.8750 and long 2.0000.",
+    ]
+
+
+def test_other_data_cannot_be_compared(folders):
+    record = load_study(folders[1])
+    record.data["fingerprint"], record.state = "other", "running"
+    save_study(folders[1], record)
+    found = comparison.compute([load(folder) for folder in folders])
+    told = comparison_sentences.body(found)
+    assert told[0] == "short is running, so this is partial: 2 of 2 trials ended."
+    assert told[1] == "The losses cannot be compared: the studies differ in the data."
+    assert found.differing["data contents"] == ["–", "other"]
+
+
+def test_winners_with_several_seeds_are_tested_against_each_other(make_study):
+    confirm = {"config": {"search": {"confirm": {"k": 1, "repeats": 2}}}}
+    one = make_study("one", trials=SHORT, n_trials=2, **confirm)
+    two = make_study("two", trials=TRIALS[:2], n_trials=2, **confirm)
+    for folder, losses in ((one, (1.875, 1.875)), (two, (2.0, 2.5))):
+        for repeat, loss in enumerate(losses, 1):
+            write_repeat(folder, 1, repeat, loss)
+    found = comparison.compute([load(one), load(two)])
+    assert found.lead is not None and found.lead.nats == pytest.approx(13 / 6 - 1.875)
+    assert "The lead over two is within the noise" in comparison_sentences.body(found)[1]
+
+
+def test_a_study_without_a_winner_is_no_obstacle(make_study):
+    found = comparison.compute([load(make_study("one")), load(make_study("none", trials=[]))])
+    assert found.budgets == [] and found.members[1].best == []
+    assert comparison_sentences.rows(found)["winner"] == ["trial-0003", "–"]
+
+
+def test_each_study_has_its_colour_and_mark(found):
+    for panels in comparison_panels.panels(found).values():
+        for panel in panels:
+            looks = {series.name: (series.colour, series.symbol) for series in panel.series}
+            assert looks.get("long") in (("group0", "circle"), None)
+            assert looks.get("short") in (("group1", "square"), None)
+
+
+def test_the_files(folders, tmp_path):
+    compare(folders, tmp_path / "out")
+    told = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert told["budgets"][0]["reached"] == {"long": 2.0, "short": 1.875}
+    rows = list(csv.DictReader((tmp_path / "out" / "trials.csv").open()))
+    assert [sum(row["study"] == name for row in rows) for name in ("long", "short")] == [12, 4]
+    assert "## Where they differ" in (tmp_path / "out" / "report.md").read_text()
