@@ -23,6 +23,20 @@ def search_summary(folder: Path) -> tuple[str, bool]:
     return "\n".join(lines), answer.winner is not None
 
 
+def study_note(study: Study) -> str:
+    """The same in Markdown, as far as it says what was found."""
+    from reports.markdown import code, escaped  # slow to import
+
+    answer = compute(study)
+    told = [sentences.status(answer), *sentences.body(answer)]
+    if answer.winner is not None:
+        told.insert(1, wording.settings(answer.winner.params, short_names(searched_keys(study))))
+    lines = [f"**{escaped(sentences.headline(answer))}**", *map(escaped, told)]
+    if answer.command is not None:
+        lines.append(f"```sh\n{code(answer.command)}\n```")
+    return "\n\n".join(lines)
+
+
 def train_summary(folder: Path, record: StudyRecord, trial: TrialRecord, base: float, fused: str | None) -> str:
     """The same for a single run; `base` is its loss before the first step."""
     if trial.value is None or trial.state != "complete":

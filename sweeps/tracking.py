@@ -15,10 +15,13 @@ import yaml
 from lora_core.records import StudyRecord, TrialRecord, load_metrics, load_trial, load_trials
 from lora_core.trial import TrialSpec
 from reports.constraints import broken, constraints_of
+from reports.study import Study
+from sweeps import champion
 from sweeps.connect import FAILURES, first_line, public
 from sweeps.links import base_of, run_link, study_link
 from sweeps.run_values import study_tags
 from sweeps.store import Store, milliseconds
+from sweeps.summary import study_note
 from sweeps.trial_run import INTERRUPTED, TrialRun, add_data
 
 if TYPE_CHECKING:  # `sweeps.connect` decides how mlflow is imported
@@ -153,7 +156,15 @@ class Tracker:
         run_id = self.study.tracking["run_id"]
         if report_folder is not None:
             self.store.add_folder(run_id, report_folder, "report")
+        self._describe(run_id, state)
         self.store.end(run_id, "FINISHED" if state == "complete" else "KILLED", {})
+
+    def _describe(self, run_id: str, state: str) -> None:
+        """What was found, as the description of the study's run; a complete study's winner goes to the registry."""
+        study = Study(self.folder, self.study, self._records(), {})
+        self.store.tag(run_id, {"mlflow.note.content": study_note(study)})
+        if state == "complete":
+            champion.register(self.store, study)
 
     @_if_reachable
     def _open_run(self) -> None:

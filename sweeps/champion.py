@@ -1,0 +1,63 @@
+"""The winner of a study in MLflow's model registry: `mlflow.pyfunc.load_model("models:/STUDY@champion")` answers."""
+
+import re
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+from lora_core.records import StudyRecord
+from reports.study import Study, adapter_folder
+from sweeps.store import Store  # before mlflow: it decides how that is imported
+
+from mlflow.exceptions import MlflowException  # isort: skip
+
+ALIAS = "champion"
+CODE = Path(__file__).with_name("champion_model.py")
+
+
+def register(store: Store, study: Study) -> None:
+    """Makes the winner the champion, unless it is already, or cannot be used: it lacks its adapter, run or model."""
+    best, record = study.winner, study.record
+    adapter = adapter_folder(study, best) if best is not None else None
+    if best is None or adapter is None or not Path(adapter).is_dir():
+        return
+    if best.name not in record.runs or "folder" not in record.model:
+        return
+    name, tags = registered_name(record.study), {"sweep.trial": best.name, "sha256": best.adapter_sha256 or ""}
+    if _champion(store, name) == tags:
+        return
+    run_id = record.runs[best.name]
+    with tempfile.TemporaryDirectory() as place:
+        _save(Path(place) / ALIAS, adapter, record)
+        store.add_folder(run_id, Path(place) / ALIAS, ALIAS)
+    source = f"{store.run(run_id).info.artifact_uri}/{ALIAS}"
+    made = store.client.create_model_version(name, source, run_id, tags=tags)
+    store.client.set_registered_model_alias(name, ALIAS, made.version)
+
+
+def registered_name(study: str) -> str:
+    """The study's name without what the registry refuses."""
+    return re.sub(r"[/:]", "-", study)
+
+
+def _champion(store: Store, name: str) -> dict[str, str] | None:
+    """The tags of the present champion; makes the registered model if there is none."""
+    try:
+        store.client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    aliases = store.client.get_registered_model(name).aliases
+    return store.client.get_model_version_by_alias(name, ALIAS).tags if ALIAS in aliases else None
+
+
+def _save(place: Path, adapter: str, record: StudyRecord) -> None:
+    import mlflow.pyfunc
+
+    mlflow.pyfunc.save_model(
+        place,
+        python_model=str(CODE),
+        artifacts={"adapters": adapter},
+        model_config={"model": str(record.model["folder"])},
+        pip_requirements=[f"{name}=={version(name)}" for name in ("mlflow", "mlx-lm")],
+    )
