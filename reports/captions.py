@@ -61,6 +61,7 @@ FIGURES = {
     "slices": slices,
     "tradeoffs": lambda content: content.tradeoffs.caption,
     "curves": learning,
+    "adapter": lambda content: content.adapter.caption,
 }
 
 

@@ -4,7 +4,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from reports import answer, curves, health, heatmap, importance, reproduce, slices, tables, tradeoffs
+from reports import adapter, answer, curves, health, heatmap, importance, reproduce, slices, tables, tradeoffs
 from reports.heatmap import Heatmap
 from reports.panels import Panel
 from reports.study import Study, searched_keys, short_names
@@ -29,6 +29,7 @@ class Content:
     rate_map: Heatmap
     tradeoffs: tradeoffs.Tradeoffs
     curves: curves.Curves
+    adapter: adapter.AdapterFacts
     failures: list[tables.Failure]
     reproduce: reproduce.Reproduce
 
@@ -68,6 +69,7 @@ def compute(study: Study) -> Content:
         heatmap.compute(study, heatmap.RATE),
         tradeoffs.compute(study),
         curves.curves(study),
+        adapter.compute(study),
         tables.failures(study),
         reproduce.reproduce(study.record),
     )

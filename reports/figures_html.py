@@ -7,6 +7,7 @@ figure serves both. Plain dicts instead of `plotly.graph_objects` keep a study o
 from html import escape
 from typing import Any
 
+from reports.adapter import AdapterFacts
 from reports.content import Content
 from reports.curves import Curve, Curves, History
 from reports.heatmap import DARK_BELOW, Cell, Heatmap
@@ -32,6 +33,8 @@ def figures(content: Content) -> dict[str, Figure]:
             drawn[name] = heatmap(cells)
     if not content.curves.why_not:
         drawn["curves"] = curves(content.curves)
+    if not content.adapter.why_not:
+        drawn["adapter"] = adapter(content.adapter)
     return drawn | panel_figures(content.panels())
 
 
@@ -107,6 +110,19 @@ def heatmap(found: Heatmap) -> Figure:
     ]
     empty = [(j, i) for i, row in enumerate(found.cells) for j, cell in enumerate(row) if cell.count == 0]
     layout["shapes"] = [_hatch(j, i) for j, i in empty]
+    return {"data": [trace], "layout": layout}
+
+
+def adapter(found: AdapterFacts) -> Figure:
+    trace = {
+        "type": "heatmap", "x": found.blocks, "y": [escape(kind) for kind in found.kinds], "z": found.norms,
+        "hovertemplate": "%{y}, block %{x}<br>‖ΔW‖ %{z:.4g}<extra></extra>", "hoverongaps": False,
+        "colorscale": [[0, "var(--heat_poor)"], [1, "var(--heat_good)"]],
+        "colorbar": {"title": {"text": "‖ΔW‖"}, "thickness": 10, "outlinewidth": 0, "nticks": 5},
+    }  # fmt: skip
+    layout = plain_layout("block", "", None, height=130 + 30 * len(found.kinds))
+    layout["xaxis"] |= {"showgrid": False, "tickformat": "d"}
+    layout["yaxis"] |= {"type": "category", "showgrid": False}
     return {"data": [trace], "layout": layout}
 
 

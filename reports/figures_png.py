@@ -27,6 +27,7 @@ def figures(content: Content) -> dict[str, bytes]:
         "heatmap": lambda axes, content: _heatmap(axes, content.heatmap),
         "rate_map": lambda axes, content: _heatmap(axes, content.rate_map),
         "curves": _curves,
+        "adapter": _adapter,
     }
     drawn = {
         name: _png(draw, content, _height(name, content))
@@ -39,6 +40,8 @@ def figures(content: Content) -> dict[str, bytes]:
 def _height(name: str, content: Content) -> float:
     if name == "importance":
         return 1.0 + 0.45 * len(content.importance.shares)
+    if name == "adapter":
+        return 1.3 + 0.35 * len(content.adapter.kinds)
     return 1.3 + 0.62 * len(content.heatmap.ranks) if name in ("heatmap", "rate_map") else 4.2
 
 
@@ -96,6 +99,19 @@ def _heatmap(axes: Axes, found: Heatmap) -> None:
     axes.spines[:].set_visible(False)
     axes.set_xlabel(found.across)
     axes.set_ylabel("rank r")
+
+
+def _adapter(axes: Axes, content: Content) -> None:
+    found = content.adapter
+    colours = LinearSegmentedColormap.from_list("norm", [LIGHT["heat_poor"], LIGHT["heat_good"]])
+    values = [[float("nan") if norm is None else norm for norm in row] for row in found.norms]
+    drawn = axes.imshow(values, cmap=colours, aspect="auto", origin="lower")
+    every = range(0, len(found.blocks), max(1, len(found.blocks) // 12))
+    axes.set_xticks(every, [str(found.blocks[place]) for place in every])
+    axes.set_yticks(range(len(found.kinds)), found.kinds)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel("block")
+    axes.figure.colorbar(drawn, ax=axes, label="‖ΔW‖")
 
 
 def _curves(axes: Axes, content: Content) -> None:

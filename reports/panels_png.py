@@ -4,6 +4,7 @@ import io
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from reports.palette import LIGHT
 from reports.panels import Panel, Series
@@ -45,6 +46,9 @@ def _draw(axes: Axes, panel: Panel) -> None:
             _series(axes, series)
     if panel.log_x:
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_locator(NullLocator())
     if panel.frame:
         axes.set_ylim(panel.frame)
     if panel.ticks:
