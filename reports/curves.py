@@ -91,14 +91,15 @@ def curves(study: Study) -> Curves:
     if not drawn:
         return Curves(why_not="Not drawn: no trial has been evaluated after its first step yet.")
     limit = max(MIN_POINTS, MAX_POINTS // len(drawn))
-    found = Curves([_curve(study, trial, limit) for trial in drawn], value(study.base))
+    best = study.winner
+    lines = [_curve(trial, thinned(study.curves[trial.name], limit), trial is best) for trial in drawn]
+    found = Curves(lines, value(study.base))
     found.frame = frame(found.losses, [] if found.base is None else [found.base])
     return found
 
 
-def _curve(study: Study, trial: TrialRecord, limit: int) -> Curve:
-    rows = thinned(study.curves[trial.name], limit)
-    kind = "best" if trial is study.winner else "default" if trial.role == "default" else "trial"
+def _curve(trial: TrialRecord, rows: list[Row], wins: bool) -> Curve:
+    kind = "best" if wins else "default" if trial.role == "default" else "trial"
     return Curve(trial.name, kind, trial.state, [row["step"] for row in rows], [row["val_loss"] for row in rows])
 
 

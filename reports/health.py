@@ -11,6 +11,7 @@ from reports.curve_checks import overfit, still_falling
 from reports.edges import Edge, edges
 from reports.finding import Finding
 from reports.heatmap import rank_of, rate_of
+from reports.reproduce import RESUMED
 from reports.study import Study, setting, value
 from reports.wording import amount, listed, loss, percent, plural
 from reports.wording import setting as written
@@ -20,7 +21,6 @@ TOKENS = (
     "model.path", "data.path", "data.mask_prompt", "data.valid_fraction", "trainer.max_seq_length", "trainer.eval_rows",
 )  # fmt: skip
 LENGTH = ("trainer.iters", "trainer.epochs", "trainer.batch_size")
-RESUMED = "Resumed with other versions: "  # how a study's notes begin that tell of it
 
 
 @dataclass

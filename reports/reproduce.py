@@ -7,6 +7,8 @@ from lora_core.config import TrainConfig
 from lora_core.records import StudyRecord
 from reports.wording import amount, plural, setting
 
+RESUMED = "Resumed with other versions: "  # how a study's note on that begins
+
 
 @dataclass
 class Reproduce:

@@ -55,6 +55,7 @@ class LeaderRow:
 def leaderboard(study: Study) -> list[LeaderRow]:
     """Base and default, then completed trials by value, then the others by value as far as they came, those first
     that completed but break a constraint."""
+    best = study.winner
     ranked = {trial.name: rank for rank, trial in enumerate(study.eligible, 1)}
     others = [trial for trial in study.searched if trial.name not in ranked]
     others.sort(key=lambda trial: (_order(trial), trial.number or 0))
@@ -62,7 +63,9 @@ def leaderboard(study: Study) -> list[LeaderRow]:
     pinned = [trial for trial in (study.base, study.default) if trial is not None]
     ordered = [*pinned, *study.eligible, *others, *repeats]
     confirmed = {each.name: each for each in study.confirmed}
-    return [_leader_row(study, trial, ranked.get(trial.name), confirmed.get(trial.name)) for trial in ordered]
+    return [
+        _leader_row(study, trial, ranked.get(trial.name), confirmed.get(trial.name), trial is best) for trial in ordered
+    ]
 
 
 def _order(trial: TrialRecord) -> tuple[int, float]:
@@ -71,14 +74,14 @@ def _order(trial: TrialRecord) -> tuple[int, float]:
     return states.get(trial.state, 4), float("inf") if reached is None else reached
 
 
-def _leader_row(study: Study, trial: TrialRecord, rank: int | None, seeds: Seeds | None) -> LeaderRow:
+def _leader_row(study: Study, trial: TrialRecord, rank: int | None, seeds: Seeds | None, wins: bool) -> LeaderRow:
     own, base = value(trial), value(study.base)
     nats = base - own if own is not None and base is not None and trial.role != "base" else None
     return LeaderRow(
         rank, trial.name, trial.role, trial.state, trial.reason,
         {key: setting(trial, key) for key in searched_keys(study)}, _metrics(trial),
         nats, relative(nats, base) if nats is not None and base is not None else None,
-        trial.step, trial.planned_steps, trial.best_step, trial is study.winner,
+        trial.step, trial.planned_steps, trial.best_step, wins,
         seeds.mean if seeds else None, seeds.sd if seeds else None, seeds.n if seeds else None,
         study.broken(trial) if trial.role not in ("base", "default") else "", _run_page(study, trial),
     )  # fmt: skip

@@ -17,6 +17,7 @@ from lora_core.errors import UserError
 from lora_core.records import StudyRecord, TrialRecord, load_study, load_trial, now
 from lora_core.trial import TrialSpec
 from reports.constraints import ALIASES
+from reports.reproduce import RESUMED, flat
 from reports.wording import typed
 from sweeps.client import WorkerDied
 from sweeps.connect import public
@@ -120,12 +121,23 @@ def check_folder(record: StudyRecord, ended: list[FrozenTrial], folder: Path) ->
             )
 
 
+def other_versions(before: dict[str, Any], after: dict[str, Any]) -> str | None:
+    """What a study goes on with that it was not made with so far; None if that is nothing."""
+    old, new = flat(before), flat(after)
+    changed = [
+        f"{key} {old[key]} → {new[key]}" for key in new if key in old and key != "slots" and old[key] != new[key]
+    ]
+    return RESUMED + ", ".join(changed) if changed else None
+
+
 def study_record(name: str, folder: Path, job: Job, ready: Ready, notes: list[str], resume: str) -> StudyRecord:
     """The study's record: the old one, if there is one, brought up to date."""
     config = job.config
     earlier = earlier_record(folder) or StudyRecord(name, created=now())
-    # How the number of slots came about is not found out again.
-    history = [note for note in earlier.notes if "Slots " in note]
+    # How the number of slots came about is not found out again, nor what the study was made with before.
+    history = [note for note in earlier.notes if "Slots " in note or note.startswith(RESUMED)]
+    made_with = {**environment(), **ready.environment, "slots": ready.slots}
+    history += [note for note in [other_versions(earlier.environment, made_with)] if note and note not in history]
     return replace(
         earlier,
         command=typed(shlex.join(["lora-sweep", "search", *job.argv])),
@@ -143,6 +155,6 @@ def study_record(name: str, folder: Path, job: Job, ready: Ready, notes: list[st
         config=config.to_dict(),
         model=asdict(ready.model),
         data=asdict(ready.data),
-        environment={**environment(), **ready.environment, "slots": ready.slots},
+        environment=made_with,
         notes=[*ready.notes, *notes, *history],
     )

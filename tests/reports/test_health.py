@@ -4,6 +4,7 @@ import pytest
 
 from lora_core.records import append_metrics, load_study, load_trial, save_study, save_trial, write_metrics
 from reports import curve_checks, health
+from reports.reproduce import RESUMED
 from reports.study import load
 from tests.reports.helpers import RATE, train_config
 
@@ -79,7 +80,7 @@ def test_few_trials_are_said(make_study):
 def test_versions(study_folder):
     assert health.versions(load(study_folder)) == []
     record = load_study(study_folder)
-    record.notes, record.environment["git"] = [f"{health.RESUMED}mlx 0.32.4 → 0.32.5"], "abc1234 with changes"
+    record.notes, record.environment["git"] = [f"{RESUMED}mlx 0.32.4 → 0.32.5"], "abc1234 with changes"
     save_study(study_folder, record)
     assert [each.text for each in health.versions(load(study_folder))] == [
         "Resumed with other versions: mlx 0.32.4 → 0.32.5",
