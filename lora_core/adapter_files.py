@@ -16,10 +16,9 @@ from safetensors.numpy import save_file
 from lora_core.adapters import ExpertLora, Site, Weights
 from lora_core.config import TrainConfig
 from lora_core.errors import UserError
-from lora_core.records import write_json
+from lora_core.records import ADAPTER, write_json
 from lora_core.split import Split
 
-FILE = "adapters.safetensors"
 SIDES = ("lora_a", "lora_b", "m")  # mlx_lm's names of what a layer learns, the last one with DoRA
 Adapter = Sequence[Weights]  # A [in, r], B [r, out], and with DoRA m [out], by site
 
@@ -27,14 +26,14 @@ Adapter = Sequence[Weights]  # A [in, r], B [r, out], and with DoRA m [out], by 
 def save_adapter(folder: Path, tensors: dict[str, np.ndarray], config: dict[str, Any]) -> str:
     """Writes both files, each whole or not at all, and returns the sha256 of the weights."""
     folder.mkdir(parents=True, exist_ok=True)
-    beside = folder / f"{FILE}.part.safetensors"
+    beside = folder / f"{ADAPTER}.part.safetensors"
     try:
         save_file(tensors, beside, metadata={"format": "mlx"})
         with beside.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             os.fsync(file.fileno())
         write_json(folder / "adapter_config.json", config)
-        os.replace(beside, folder / FILE)
+        os.replace(beside, folder / ADAPTER)
     finally:
         beside.unlink(missing_ok=True)  # there only if something went wrong
     return digest
@@ -86,9 +85,9 @@ def load_adapter(path: str, split: Split, sites: Sequence[Site], rank: int, dora
 
 
 def _read(path: str) -> dict[str, mx.array]:
-    file = Path(path) / FILE if Path(path).is_dir() else Path(path)
+    file = Path(path) / ADAPTER if Path(path).is_dir() else Path(path)
     if not file.is_file():
-        raise UserError(f"resume_adapter_file={path} does not exist: expected {FILE} or the folder that holds it.")
+        raise UserError(f"resume_adapter_file={path} does not exist: expected {ADAPTER} or the folder that holds it.")
     try:
         tensors = mx.load(str(file), format="safetensors")
     except RuntimeError as error:

@@ -269,8 +269,7 @@ class Engine:
 
     def _note(self, slot: Slot, pack: Pack, loss: float) -> None:
         slot.alive = slot.alive and math.isfinite(loss)
-        improved = slot.step > 0 and loss < slot.best
-        adapter = pack.adapter(slot) if improved else None
+        adapter = pack.adapter(slot) if slot.improves(loss) else None
         mx.eval(adapter)
         self.events.append(Evaluated(slot.spec.name, slot.evaluated(loss, adapter)))
 

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_unflatten
+from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.utils import load_config, save
 
 from lora_core.adapter_files import Adapter
 from lora_core.adapters import Site
+from lora_core.disk import check_room
 from lora_core.models import Base
 
 
@@ -19,7 +20,8 @@ def fuse(folder: Path, base: Base, blocks: Sequence[nn.Module], sites: Sequence[
          adapter: Adapter, multiplier: float) -> Path:  # fmt: skip
     """Writes the merged model to `folder` (replaced whole) in the dtype the base was trained in.
 
-    Raises ValueError for a quantised layer, whose merged weights would need another format.
+    Raises ValueError for a quantised layer, whose merged weights would need another format, and OSError where there is
+    no room for the model; nothing is left of it then.
     """
     if any(isinstance(site.module.linear, nn.QuantizedLinear) for site in sites):
         raise ValueError("the base model is quantised")
@@ -28,10 +30,14 @@ def fuse(folder: Path, base: Base, blocks: Sequence[nn.Module], sites: Sequence[
     config = load_config(Path(base.info.folder))
     for key in ("quantization", "quantization_config"):
         config.pop(key, None)
-    with _merged(blocks, sites, adapter, multiplier):
-        save(beside, base.info.folder, base.model, base.tokenizer, config, donate_model=False)
-    shutil.rmtree(folder, ignore_errors=True)
-    beside.rename(folder)
+    try:
+        with _merged(blocks, sites, adapter, multiplier):
+            check_room(folder, sum(array.nbytes for _, array in tree_flatten(base.model.parameters())))
+            save(beside, base.info.folder, base.model, base.tokenizer, config, donate_model=False)
+        shutil.rmtree(folder, ignore_errors=True)
+        beside.rename(folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)  # there only if something went wrong
     return folder
 
 

@@ -11,6 +11,7 @@ row), `learning_rate`, `tokens_per_second`, `seconds` (training seconds so far).
 NaN and no infinity: such a number, as in the last row of a trial that diverged, is null.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -23,6 +24,7 @@ from lora_core.errors import UserError
 
 SCHEMA = 1
 CHECKPOINT = "slot.json"  # of a running trial; see lora_core.checkpoint
+ADAPTER = "adapters.safetensors"  # in a trial's adapter folder
 ROLES = ("trial", "base", "default", "confirm", "train")
 STATES = ("running", "complete", "pruned", "failed")
 
@@ -122,6 +124,16 @@ def remove_checkpoint(folder: Path, keep: str | None = None) -> None:
     for file in folder.glob("slot-*.safetensors"):
         if file.name != keep:
             file.unlink(missing_ok=True)
+
+
+def adapter_damage(trial: TrialRecord, folder: Path) -> str | None:
+    """What is wrong with the adapter in `folder`, which the trial has saved; None if it is as it was."""
+    try:
+        with (folder / ADAPTER).open("rb") as file:
+            same = hashlib.file_digest(file, "sha256").hexdigest() == trial.adapter_sha256
+    except OSError as error:
+        return f"{folder / ADAPTER} cannot be read ({error.strerror})"
+    return None if same else f"{folder / ADAPTER} has changed since it was written"
 
 
 def now() -> str:

@@ -102,14 +102,18 @@ class Slot:
     def evaluated(self, loss: float, adapter: Any) -> dict[str, float]:
         """Notes a validation loss (mean over all tokens of the set) and returns its row."""
         self.last = loss
-        # Before the first step there is nothing of the trial's own to keep.
-        if self.step > 0 and loss < self.best:
+        if self.improves(loss):
             self.best, self.best_step, self.best_adapter, self.since_best = loss, self.step, adapter, 0
         elif self.step > 0:
             self.since_best += 1
         row = {"step": self.step, "val_loss": loss, **self._since_mark(), "seconds": round(self.seconds, 3)}
         append_metrics(self.folder, row)
         return row
+
+    def improves(self, loss: float) -> bool:
+        """Whether a checkpoint of this loss is the best one. Before the first step there is nothing of the trial's own
+        to keep, and -inf is no loss but a trial gone wrong."""
+        return self.step > 0 and -math.inf < loss < self.best
 
     def _since_mark(self) -> dict[str, float]:
         if not self.pending:

@@ -8,6 +8,7 @@ import signal
 import sys
 from importlib.metadata import version
 
+from lora_core import disk
 from lora_core.errors import UserError, near
 
 USAGE = """\
@@ -32,7 +33,7 @@ train, search and plan take Hydra's overrides and flags: --help lists groups and
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command. 0: done; 1: our own bug, with a traceback; 2: bad input; 130: Ctrl-C; 143: SIGTERM."""
+    """Runs one command. 0: done; 1: a bug of ours, or a full disk; 2: bad input; 130: Ctrl-C; 143: SIGTERM."""
     arguments = sys.argv[1:] if argv is None else argv
     try:
         return _run(arguments)
@@ -46,6 +47,11 @@ def main(argv: list[str] | None = None) -> int:
         # The reader of our output has gone (`| head`): Python must not complain at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if not disk.is_full(error):
+            raise
+        print(f"lora-sweep: there is {disk.told(error)}", file=sys.stderr)
+        return 1
 
 
 def _run(arguments: list[str]) -> int:

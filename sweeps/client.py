@@ -35,6 +35,10 @@ class Bug(WorkerDied):
     """Its last words were a traceback: trying again would not help."""
 
 
+class DiskFull(WorkerDied):
+    """It had no room for its files; nor would the next one."""
+
+
 class OutOfMemory(WorkerDied):
     """It is dead, and most likely for want of memory. `told`: it had the time to say so, so there is no doubt."""
 
@@ -159,6 +163,8 @@ def _error(fault: Fault) -> UserError | WorkerDied:
     """What a worker said before it ended. The last line of a traceback says what happened."""
     if fault.kind == "user":
         return UserError(fault.message)
+    if fault.kind == "disk":
+        return DiskFull(f"The training process found {fault.message}.")
     what = fault.message.strip().splitlines()[-1][:200]
     if fault.kind == "memory":
         return OutOfMemory(f"The training process ran out of memory: {what}", fault.message, told=True)

@@ -69,7 +69,7 @@ def public(uri: str) -> str:
     return re.sub(r"//[^/@]*@", "//", uri)
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of an error's text, without the name of the driver that raised it."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     # SQLAlchemy may begin with advice for programmers.

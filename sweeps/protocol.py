@@ -110,8 +110,8 @@ class Scored:
 
 @dataclass
 class Fault:
-    """`kind`: user, bad input, to be shown as it is; memory, there was too little of it; bug, one of ours. The last
-    two come with a traceback, and are the worker's last words."""
+    """The worker's last words. `kind`: user, bad input, to be shown as it is; disk, there was no room left, in words;
+    memory, there was too little of it; bug, one of ours. The last two come with a traceback."""
 
     kind: str
     message: str

@@ -119,8 +119,8 @@ def make_pruner(settings: dict[str, Any], steps: int) -> Pruner:
 
 
 def losses(trial: FrozenTrial) -> dict[int, float]:
-    """Its reports that are numbers, by step."""
-    return {step: loss for step, loss in sorted(trial.intermediate_values.items()) if not math.isnan(loss)}
+    """Its reports that are losses, by step: neither NaN nor -inf, which would beat all others."""
+    return {step: loss for step, loss in sorted(trial.intermediate_values.items()) if loss > -math.inf}
 
 
 def _loss_at(trial: FrozenTrial, rung: int) -> float | None:

@@ -3,7 +3,7 @@
 import math
 from pathlib import Path
 
-from lora_core.records import TrialRecord, save_trial
+from lora_core.records import TrialRecord, adapter_damage, save_trial
 from reports.study import Study, adapter_folder, load
 from sweeps.client import Worker
 from sweeps.telling import Teller
@@ -36,6 +36,8 @@ def _score(worker: Worker, study: Study, trial: TrialRecord) -> str | None:
     adapter = adapter_folder(study, trial)
     if adapter is None and trial.role != "base":
         return "it has no adapter"
+    if adapter is not None and (damage := adapter_damage(trial, Path(adapter))):
+        return damage
     return score_trial(worker, study.folder / trial.name, trial, adapter)
 
 

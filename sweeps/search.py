@@ -3,17 +3,17 @@
 import shlex
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 
 from lora_core.batches import steps_for
-from lora_core.records import StudyRecord, now, save_study
+from lora_core.records import StudyRecord, adapter_damage, now, save_study
 from reports.constraints import constraints_of
 from reports.wording import typed
 from sweeps import interrupts
-from sweeps.client import Bug, OutOfMemory, Worker, WorkerDied
+from sweeps.client import Bug, DiskFull, OutOfMemory, Worker, WorkerDied
 from sweeps.display import Display
 from sweeps.preflight import (
     check_places,
@@ -29,6 +29,7 @@ from sweeps.slots import measure, slots_line
 from sweeps.space import Job, cap_num_layers
 from sweeps.study import Study
 from sweeps.study_folder import (
+    LOG,
     check_fits,
     contents,
     earlier_record,
@@ -40,7 +41,8 @@ from sweeps.study_folder import (
 from sweeps.summary import search_summary
 from sweeps.telling import SETTLE, Teller
 from sweeps.tracking import Tracker
-from sweeps.trials import Trials
+from sweeps.trials import ATTEMPTS, Trials
+from sweeps.trouble import Trouble, cause_of
 
 
 def run(job: Job) -> int:
@@ -66,8 +68,8 @@ def _run(job: Job) -> int:
                 ready = worker.ready()
             search = _search(name, job, ready, folder, display)
             search.run(worker, ready.slots, choose, measuring=choose or earlier is None)
-    except WorkerDied as death:
-        display.fail(str(death))
+    except (WorkerDied, Trouble) as end:
+        display.fail(str(end))
         return 1
     summary, found = search_summary(folder)
     display.say(summary)
@@ -110,6 +112,7 @@ class Search:
         slots do."""
         with locked(self.folder), self._recorded(None if choose else slots):
             forget_requests(self.folder)
+            (self.folder / LOG).unlink(missing_ok=True)  # of an earlier run
             worker.between = self._heed
             if slots > 1 and measuring:
                 slots = self._measured(worker, choose)
@@ -146,12 +149,23 @@ class Search:
             try:
                 train(worker, slots)
                 return slots
-            except Bug:
+            except (Bug, DiskFull):
                 raise
             except WorkerDied as death:
                 slots = self._slots_after(death, slots)
-            worker.restart(slots)
-            worker.ready()
+            self._restart(worker, slots)
+
+    def _restart(self, worker: Worker, slots: int) -> None:
+        """Another training process, ready to train. One may be killed before it is; some in a row are too many."""
+        for left in reversed(range(ATTEMPTS)):
+            try:
+                worker.restart(slots)
+                worker.ready()
+                return
+            except WorkerDied as death:
+                if isinstance(death, Bug | DiskFull) or not left:
+                    raise
+                self._note(f"{write_log(self.folder, death)} It is started again.")
 
     def _slots_after(self, death: WorkerDied, slots: int) -> int:
         """How many to go on with: half where memory may have run out, or to find out which trial it dies on. Raises
@@ -187,19 +201,23 @@ class Search:
         try:
             yield
         except BaseException as error:
-            self._save("interrupted")
-            if isinstance(error, WorkerDied):
-                error = self._death(error)
+            with suppress(OSError):  # without room, what was written before must do
+                self._save("interrupted")
+            if how := self._trouble(error):
+                error = Trouble(f"{how}\n{lossless}")
             self.tracker.close_study(self.record, "interrupted", None)
-            self._save("interrupted")
+            with suppress(OSError):
+                self._save("interrupted")
             if isinstance(error, KeyboardInterrupt):
                 self.display.fail(lossless)
             raise error
 
-    def _death(self, death: WorkerDied) -> WorkerDied:
-        self.trials.crashed()
-        how = write_log(self.folder, death)
-        return WorkerDied(f"{how}\nNothing that ended is lost. Resume with: {self.record.resume_command}")
+    def _trouble(self, error: BaseException) -> str | None:
+        """What has ended the search, in a line; None if it was the user, or a bug."""
+        if isinstance(error, WorkerDied) and not isinstance(error, DiskFull):
+            self.trials.crashed()
+            return write_log(self.folder, error)
+        return str(error) if isinstance(error, DiskFull) else cause_of(error)
 
     def _finish(self, worker: Worker) -> None:
         """What fails here is said, and can be done again: the trials are complete."""
@@ -220,9 +238,11 @@ class Search:
         best = load(self.folder).winner
         if best is None or not self.job.config.fuse or best.adapter is None:
             return
+        adapter = Path(best.adapter)
         with self.display.doing("Merging the winner into the base model"):
             try:
-                problem = worker.fuse(Path(best.adapter), best.config, self.folder / "best").reason
+                damage = adapter_damage(best, adapter)
+                problem = damage or worker.fuse(adapter, best.config, self.folder / "best").reason
             except WorkerDied as death:
                 problem = write_log(self.folder, death)
         if problem:

@@ -107,7 +107,7 @@ class TrialRun:
 
     def _improves(self, row: dict[str, float]) -> bool:
         """Notes a lower loss. Step 0 is the base model, so it is nobody's value but the base's."""
-        counts = (row["step"] > 0 or self.role == "base") and row["val_loss"] < self._best
+        counts = (row["step"] > 0 or self.role == "base") and -math.inf < row["val_loss"] < self._best
         self._best = row["val_loss"] if counts else self._best
         return counts
 

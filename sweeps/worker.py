@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from lora_core import backend
+from lora_core import backend, disk
 from lora_core.config import TrainConfig
 from lora_core.errors import UserError
 from lora_core.measured import Probe
@@ -36,8 +36,11 @@ def main() -> None:
     except UserError as error:
         channel.send(Fault("user", str(error)))
     except Exception as error:
-        kind = "memory" if backend.is_out_of_memory(error) else "bug"
-        channel.send(Fault(kind, traceback.format_exc()))
+        if disk.is_full(error):
+            channel.send(Fault("disk", disk.told(error)))
+        else:
+            kind = "memory" if backend.is_out_of_memory(error) else "bug"
+            channel.send(Fault(kind, traceback.format_exc()))
 
 
 def _channel() -> Channel:
@@ -129,8 +132,12 @@ def _fuse(engine: Any, message: Fuse) -> Fused:
     config = TrainConfig.from_dict(message.config)
     try:
         return Fused(str(engine.fuse(Path(message.adapter), config, Path(message.folder))))
-    except (ValueError, OSError) as error:
-        return Fused(None, str(error))
+    except Exception as error:
+        if disk.is_full(error):
+            return Fused(None, disk.told(error))
+        if isinstance(error, ValueError | OSError):
+            return Fused(None, str(error))
+        raise
 
 
 def _score(engine: Any, message: Score) -> Scored:

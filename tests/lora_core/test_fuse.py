@@ -1,6 +1,8 @@
 """Merged weights are W₀ + s·(A·B)ᵀ, the folder is replaced whole, and the base model is itself again."""
 
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlx.core as mx
 import mlx_lm
@@ -87,3 +89,14 @@ def test_a_failed_merge_leaves_the_old_folder_and_the_base(tmp_path: Path, monke
         fuse(tmp_path / "fused", engine.base, engine.split.blocks, sites, pairs, S)
     assert (tmp_path / "fused" / "old").exists()
     assert sites[0].module.linear.weight is weight
+
+
+def test_no_model_is_begun_without_room_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = new_engine()
+    sites, pairs = made(engine)
+    size = sum(array.nbytes for _, array in tree_flatten(engine.base.model.parameters()))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=size // 2))
+    monkeypatch.setattr(fusing, "save", lambda *_, **__: pytest.fail("it was begun"))
+    with pytest.raises(OSError, match="GB are needed"):
+        fuse(tmp_path / "fused", engine.base, engine.split.blocks, sites, pairs, S)
+    assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""An empty folder, and a machine that is worse than this one."""
+"""An empty folder, a machine that is worse than this one, and a table of what was survived."""
 
 import subprocess
 import sys
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.sweeps.faults import TABLE
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,3 +42,11 @@ def short_of_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]
         return started
 
     return arm
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Of the faults that were tried, if there were any."""
+    if TABLE:
+        terminalreporter.write_line("\n| fault | tried | survived | trials lost |\n|---|---|---|---|")
+    for fault, row in TABLE.items():
+        terminalreporter.write_line(f"| {fault} | {row.tried} | {row.survived} | {row.lost} |")

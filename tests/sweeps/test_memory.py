@@ -8,8 +8,7 @@ from typing import Any
 import optuna
 import pytest
 
-from lora_core.records import load_metrics
-from sweeps.connect import open_client
+from tests.sweeps.faults import assert_whole, tried
 from tests.sweeps.helpers import Place
 from tests.sweeps.test_search import mlflow_runs, quick
 
@@ -38,23 +37,7 @@ def roomy(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return place
 
 
-def check_nothing_is_doubled(place: Place, trials: int = 4) -> None:
-    """Optuna, MLflow and the disk have each trial once, with one whole curve."""
-    study = optuna.load_study(study_name="s", storage=f"sqlite:///{place.root}/optuna.db")
-    assert [trial.number for trial in study.trials] == list(range(trials))
-    assert all(trial.state.is_finished() for trial in study.trials)
-    for trial in place.trials():
-        steps = [row["step"] for row in load_metrics(place.folder() / trial.name)]
-        assert steps == sorted(set(steps))
-    client = open_client(f"sqlite:///{place.root}/mlflow.db")
-    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
-    assert not [run for run in runs if run.info.status == "RUNNING"]
-    counted = [run.data.tags["sweep.trial"] for run in runs if run.data.tags["sweep.role"] in ("trial", "default")]
-    assert sorted(counted) == ["default", *(f"trial-{number:04d}" for number in range(trials))]
-    attempts = [run for run in runs if run.data.tags["sweep.role"] == "attempt"]
-    assert {run.info.status for run in attempts} <= {"KILLED"}
-
-
+@tried("out of memory")
 def test_an_exception_halves_the_slots(
     roomy: Place, place: Place, short_of_memory: Callable[..., list[Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -65,7 +48,7 @@ def test_an_exception_halves_the_slots(
     assert said[0].endswith("Slots 4 → 2.") and said[1].endswith("Slots 2 → 1.")
     assert len(workers) == 3
     assert place.results() == roomy.results()
-    check_nothing_is_doubled(place)
+    assert_whole(place, 4)
     record = place.record()
     assert record.environment["slots"] == 1 and record.state == "complete"
     assert [note for note in record.notes if "→" in note and "Slots" in note] == said
@@ -75,6 +58,7 @@ def test_an_exception_halves_the_slots(
         assert place.record().environment["slots"] == 1
 
 
+@tried("out of memory")
 def test_a_killed_process_halves_the_slots(
     roomy: Place, place: Place, short_of_memory: Callable[..., list[Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -84,7 +68,7 @@ def test_a_killed_process_halves_the_slots(
     assert "SIGKILL" in said and said.endswith("Slots 4 → 2.")
     assert [worker.returncode for worker in workers] == [-signal.SIGKILL, 0]
     assert place.results() == roomy.results()
-    check_nothing_is_doubled(place)
+    assert_whole(place, 4)
     assert place.record().environment["slots"] == 2
 
 
@@ -108,7 +92,7 @@ def test_another_death_is_first_tried_again_with_as_many(
     assert all(line.endswith("It is started again.") for line in said[:2]) and said[2].endswith("Slots 4 → 2.")
     assert len(workers) == len(said) + 1
     assert place.results() == roomy.results()
-    check_nothing_is_doubled(place)
+    assert_whole(place, 4)
 
 
 def test_one_trial_that_does_not_fit_fails_alone(place: Place, short_of_memory: Callable[..., list[Any]]) -> None:
@@ -117,7 +101,7 @@ def test_one_trial_that_does_not_fit_fails_alone(place: Place, short_of_memory: 
     assert search(place, *ranks) == 0
     found = {trial.params["lora_parameters.rank"]: (trial.state, trial.reason) for trial in place.trials()}
     assert found == {4: ("complete", None), 8: ("complete", None), 16: ("failed", "out of memory")}
-    check_nothing_is_doubled(place, trials=3)
+    assert_whole(place, 3)
     study = optuna.load_study(study_name="s", storage=f"sqlite:///{place.root}/optuna.db")
     (failed,) = [trial for trial in study.trials if trial.state.name == "FAIL"]
     assert failed.user_attrs["reason"] == "out of memory" and "crashes" not in failed.user_attrs

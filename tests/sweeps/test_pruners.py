@@ -48,6 +48,12 @@ def test_median_compares_the_best_loss_so_far() -> None:
     assert stopped(Median(2, 0, 1), curves, 20) == [2]
 
 
+@pytest.mark.parametrize("pruner", [Median(1, 0, 1), Halving(10, 2)])
+def test_a_loss_of_minus_infinity_beats_nobody(pruner: Pruner) -> None:
+    assert stopped(pruner, [{10: -math.inf}, {10: math.nan}, {10: 1.0}], 10) == []
+    assert stopped(pruner, [{10: 0.5}, {10: math.nan}, {10: 1.0}], 10) == [2]
+
+
 def test_median_waits_and_skips_steps() -> None:
     curves = [{10: 1.0, 20: 1.0, 30: 1.0}, {10: 2.0, 20: 2.0, 30: 2.0}]
     assert [stopped(Median(1, 20, 1), curves, step) for step in (10, 20, 30)] == [[], [1], [1]]

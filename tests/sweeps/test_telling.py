@@ -23,6 +23,7 @@ from sweeps.cli import main
 from sweeps.display import Display
 from sweeps.run_values import CURVES
 from sweeps.trial_run import TrialRun
+from tests.sweeps.faults import tried
 from tests.sweeps.helpers import Place
 from tests.sweeps.test_search import quick
 
@@ -126,6 +127,7 @@ def assert_told_once(place: Place, uri: str) -> None:
     assert sorted((p.step, p.value) for p in told) == [(trial.number, trial.value) for trial in complete]
 
 
+@tried("MLflow's server killed, and brought back")
 def test_the_server_is_killed_and_comes_back_during_the_search(
     place: Place, server: Server, at: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -142,6 +144,7 @@ def test_the_server_is_killed_and_comes_back_during_the_search(
     assert_told_once(place, server.uri)
 
 
+@tried("MLflow's server killed, and brought back")
 def test_sync_fills_in_what_a_server_missed(
     place: Place, server: Server, at: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -164,6 +167,7 @@ def test_sync_fills_in_what_a_server_missed(
     assert not [note for note in place.record().notes if "could not be told" in note]
 
 
+@tried("MLflow's database locked")
 def test_the_next_start_fills_in_what_a_locked_database_missed(place: Place, at: Any) -> None:
     """MLflow's own patience with a lock is a few seconds; the search must not wait for as long."""
     lock = sqlite3.connect(place.root / "mlflow.db", check_same_thread=False, isolation_level=None)

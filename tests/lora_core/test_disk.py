@@ -1,0 +1,31 @@
+"""Room on the disk is looked for before it is needed, and a full one is known by its error."""
+
+import errno
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from lora_core import disk
+
+
+@pytest.fixture
+def free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk with room for 1000 bytes."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+
+
+def test_there_must_be_room_for_all_of_it(tmp_path: Path, free: None) -> None:
+    disk.check_room(tmp_path / "not" / "there", 950)
+    with pytest.raises(OSError, match="are needed") as caught:
+        disk.check_room(tmp_path / "not" / "there", 1000)
+    assert disk.is_full(caught.value)
+    assert str(tmp_path) in disk.told(caught.value)
+
+
+def test_what_says_that_a_disk_is_full() -> None:
+    assert disk.is_full(OSError(errno.ENOSPC, "No space left on device"))
+    assert disk.is_full(RuntimeError("[write] Unable to write 2951520 bytes to file."))
+    assert not disk.is_full(OSError(errno.EACCES, "Permission denied"))
+    assert not disk.is_full(RuntimeError("something else"))
