@@ -3,7 +3,7 @@
 from reports import curves
 from reports.content import Content
 from reports.heatmap import Heatmap
-from reports.wording import plural
+from reports.wording import listed, plural
 
 
 def history(content: Content) -> str:
@@ -21,7 +21,8 @@ def importance(content: Content) -> str:
     method = f"{found.method} over {plural(found.completed, 'completed trial')}:"
     what = f"how much each setting separates the best {found.best} from all of them; shares add up to 1."
     outside = f"{plural(found.left_out, 'trial')} outside the present space left out." if found.left_out else ""
-    return " ".join(part for part in (method, what, outside, found.caution) if part)
+    sometimes = f"Not every trial has {listed(found.not_everywhere)}: left out." if found.not_everywhere else ""
+    return " ".join(part for part in (method, what, outside, sometimes, found.caution) if part)
 
 
 def heatmap(found: Heatmap) -> str:

@@ -1,12 +1,12 @@
 """Which settings matter: Optuna's PED-ANOVA over the completed trials."""
 
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from lora_core.records import TrialRecord
-from reports.study import Study, setting, value
+from reports.study import Study, conditional_keys, setting, value
 from reports.wording import plural
 from reports.wording import setting as written
 
@@ -31,6 +31,7 @@ class Importance:
     left_out: int = 0  # completed, but outside the present space
     shares: dict[str, float] = field(default_factory=dict)
     why_not: str | None = None
+    not_everywhere: list[str] = field(default_factory=list)  # axes that only some trials have, left out
 
     @property
     def caution(self) -> str | None:
@@ -40,13 +41,15 @@ class Importance:
 
 
 def compute(study: Study) -> Importance:
-    axes = [axis for axis in study.record.axes if not _single(axis)]
+    sometimes = conditional_keys(study)
+    axes = [axis for axis in study.record.axes if not _single(axis) and axis["key"] not in sometimes]
     why_not = _why_not(study, axes)
     if why_not is not None:
         return Importance(completed=len(study.completed), why_not=why_not)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Optuna's about experimental methods
-        return _measure(study, axes)
+        found = _measure(study, axes)
+    return replace(found, not_everywhere=sorted(sometimes))
 
 
 def _single(axis: Axis) -> bool:
@@ -59,7 +62,7 @@ def _why_not(study: Study, axes: list[Axis]) -> str | None:
     if len(axes) == 0:
         return "Not computed: no setting was searched."
     if len(axes) == 1:
-        return f"Not computed: only {axes[0]['key']} was searched, so there is nothing to compare it with."
+        return f"Not computed: only {axes[0]['key']} was searched throughout, so there is nothing to compare it with."
     if len(study.completed) < MIN_COMPLETED:
         return f"Not computed: {plural(len(study.completed), 'trial')} completed, {MIN_COMPLETED} are needed."
     if len(values) == 1:

@@ -162,6 +162,16 @@ def setting(trial: TrialRecord, key: str) -> Any:
     return None if isinstance(found, dict) else found
 
 
+def conditional_keys(study: Study) -> set[str]:
+    """The axes that only some trials have."""
+    return set(study.record.config.get("search", {}).get("when") or {})
+
+
+def has_axis(study: Study, trial: TrialRecord, key: str) -> bool:
+    """Whether `key` was searched in this trial too."""
+    return key in trial.params or trial.role not in ("trial", "confirm") or key not in conditional_keys(study)
+
+
 def searched_keys(study: Study) -> list[str]:
     """The keys of the space, then any other that a trial carries."""
     keys = [str(axis["key"]) for axis in study.record.axes if axis.get("key")]

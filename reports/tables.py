@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 from lora_core.records import TrialRecord
 from reports.answer import relative
 from reports.seeds import Seeds
-from reports.study import Study, finite, perplexity, searched_keys, setting, value
+from reports.study import Study, finite, has_axis, perplexity, searched_keys, setting, value
+from reports.wording import NOTHING
+from reports.wording import setting as written
 
 if TYPE_CHECKING:
     import pandas
@@ -21,7 +23,7 @@ METRICS = (
 @dataclass
 class LeaderRow:
     """One row of the leaderboard; `rank` counts completed trials of the search only, by their own seed. `mean`, `sd`
-    and `seeds` are those of a confirmed trial."""
+    and `seeds` are those of a confirmed trial. Axes that the trial does not have are not in `params`."""
 
     rank: int | None
     name: str
@@ -51,6 +53,12 @@ class LeaderRow:
         """Its state, and what keeps it from winning."""
         return f"{self.state}, {self.broken}" if self.broken else self.state
 
+    def setting(self, key: str) -> str:
+        """The value of an axis in words."""
+        if self.role == "base":
+            return ""
+        return written(self.params[key]) if key in self.params else NOTHING
+
 
 def leaderboard(study: Study) -> list[LeaderRow]:
     """Base and default, then completed trials by value, then the others by value as far as they came, those first
@@ -79,7 +87,7 @@ def _leader_row(study: Study, trial: TrialRecord, rank: int | None, seeds: Seeds
     nats = base - own if own is not None and base is not None and trial.role != "base" else None
     return LeaderRow(
         rank, trial.name, trial.role, trial.state, trial.reason,
-        {key: setting(trial, key) for key in searched_keys(study)}, _metrics(trial),
+        {key: setting(trial, key) for key in searched_keys(study) if has_axis(study, trial, key)}, _metrics(trial),
         nats, relative(nats, base) if nats is not None and base is not None else None,
         trial.step, trial.planned_steps, trial.best_step, wins,
         seeds.mean if seeds else None, seeds.sd if seeds else None, seeds.n if seeds else None,

@@ -41,16 +41,10 @@ class Axis:
             return IntDistribution(int(low), int(high), step=int(self.step or 1), log=self.log)
         return FloatDistribution(low, high, step=self.step, log=self.log)
 
-    def encode(self, value: Any) -> Any:
-        """`value` as Optuna stores it: itself, or its text where Optuna cannot hold it (a list)."""
-        return hydra_text(value) if self._needs_label(value) else value
-
     def decode(self, param: Any) -> Any:
         """The value that Optuna's `param` stands for."""
-        for choice in self.choices or []:
-            if self._needs_label(choice) and hydra_text(choice) == param:
-                return choice
-        return param
+        lists = [choice for choice in self.choices or [] if isinstance(choice, list)]
+        return next((choice for choice in lists if storable(choice) == param), param)
 
     def contains(self, value: Any) -> bool:
         if self.choices is not None:
@@ -93,11 +87,12 @@ class Axis:
         return self.low, self.high
 
     def _labels(self) -> list[Any]:
-        return [self.encode(choice) for choice in self.choices or []]
+        return [storable(choice) for choice in self.choices or []]
 
-    @staticmethod
-    def _needs_label(value: Any) -> bool:
-        return not (value is None or isinstance(value, bool | int | float | str))
+
+def storable(value: Any) -> Any:
+    """`value` as Optuna stores it: itself, or its text where Optuna cannot hold it (a list)."""
+    return value if value is None or isinstance(value, bool | int | float | str) else hydra_text(value)
 
 
 def same(a: Any, b: Any) -> bool:

@@ -53,7 +53,7 @@ class SearchConfig:
     confirm: ConfirmConfig = field(default_factory=ConfirmConfig)
     objectives: list[str] | None = None
     constraints: list[str] | None = None
-    when: Any = None
+    when: Any = None  # a dict, axis key → key=value of another axis
     enqueue: list[Any] = field(default_factory=list)  # of dicts, axis key → value
 
 
@@ -97,6 +97,7 @@ def resolve(composed: DictConfig) -> SweepConfig:
     _check_study(config)
     for each in config.search.enqueue:
         _require(isinstance(each, dict), "search.enqueue", config.search.enqueue, "a list of {key: value}")
+    _check_when(config.search.when)
     check_objectives(config.search.objectives)
     for text in config.search.constraints or []:
         parse(text)
@@ -124,15 +125,18 @@ def short_name(path: str) -> str:
 
 
 def _check_not_yet(config: SweepConfig) -> None:
-    search = config.search
     off = {
-        "search.when": (search.when, None),
         "tracking.keep": (config.tracking.keep, "all"),
         "cluster.workers": (config.cluster.workers, 1),
     }
     for key, (found, default) in off.items():
         if found != default:
             raise UserError(f"{key} is not there yet: leave it at its default.")
+
+
+def _check_when(when: Any) -> None:
+    plain = when is None or (isinstance(when, dict) and all("=" in str(text) for text in when.values()))
+    _require(plain, "search.when", when, "{axis:'key=value'}, in quotes")
 
 
 def check_objectives(names: list[str] | None) -> None:

@@ -5,10 +5,13 @@ from typing import Any
 
 from lora_core.errors import UserError
 from sweeps.axes import Axis, hydra_text
+from sweeps.conditions import Conditions, present
 from sweeps.keys import near_key
 
 # Samplers that learn from ended trials, so that not too many trials should run at once.
 ADAPTIVE = ("tpe", "cmaes", "gp", "nsga2")
+# Those that would draw an axis that exists only sometimes at random, and learn nothing of it.
+UNCONDITIONAL = ("cmaes", "gp", "nsga2")
 # Sampler → the package it needs, which is also the name of our extra, or is brought by it.
 PACKAGES = {"cmaes": "cmaes", "gp": "torch"}
 # A pruner compares the losses of trials at one step, so a step must be the same thing in all of them.
@@ -45,7 +48,16 @@ def _check_objectives(sampler: str, pruner: str) -> None:
         raise UserError("search/sampler=cmaes knows one objective only: take tpe, nsga2, gp, random, grid or qmc.")
 
 
-def check_enqueued(settings: list[dict[str, Any]], axes: list[Axis]) -> None:
+def check_conditions(sampler: str, conditions: Conditions) -> None:
+    """Raises UserError where the sampler has no way with axes that exist only sometimes."""
+    if conditions and sampler in UNCONDITIONAL:
+        raise UserError(
+            f"search.when with search/sampler={sampler}: it models all axes together, so it would draw "
+            f"{next(iter(conditions))} at random and learn nothing of it.\nTake tpe, random, grid or qmc."
+        )
+
+
+def check_enqueued(settings: list[dict[str, Any]], axes: list[Axis], conditions: Conditions) -> None:
     """Raises UserError for a setting to be tried first that does not lie in the space."""
     known = {axis.key: axis for axis in axes}
     for index, setting in enumerate(settings):
@@ -55,6 +67,10 @@ def check_enqueued(settings: list[dict[str, Any]], axes: list[Axis]) -> None:
                 raise UserError(f"{where}: {key} is no axis of this search.{near_key(key, known)}")
             if not known[key].contains(value):
                 raise UserError(f"{where}: {key}={hydra_text(value)} does not lie in the axis {known[key]}.")
+        for key in setting.keys() - present(setting, conditions).keys():
+            needed = conditions[key]
+            wanted = ",".join(map(hydra_text, needed.values))
+            raise UserError(f"{where}: {key} exists only when {needed.key}={wanted}. Give that too.")
         if not setting or setting in settings[:index]:
             raise UserError(f"{where} is {'there twice' if setting else 'empty'}: leave it out.")
 

@@ -76,7 +76,7 @@ def _check_tags(sweep: Any, text: str) -> None:
 
 
 def _categorical(key: str, sweep: ChoiceSweep, text: str, group: bool) -> Axis:
-    choices = [_plain(choice) for choice in sweep.list]
+    choices = [plain(choice) for choice in sweep.list]
     for index, choice in enumerate(choices):
         if isinstance(choice, float) and not math.isfinite(choice):
             raise UserError(f"{text}: {choice} is not a number that can be searched.")
@@ -85,10 +85,11 @@ def _categorical(key: str, sweep: ChoiceSweep, text: str, group: bool) -> Axis:
     return Axis(key, "categorical", choices=choices, group=group)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A parsed value without Hydra's wrapping."""
     if isinstance(value, QuotedString):
         return value.text
-    return [_plain(item) for item in value] if isinstance(value, list) else value
+    return [plain(item) for item in value] if isinstance(value, list) else value
 
 
 def _grid(key: str, sweep: RangeSweep, text: str, types: set[type]) -> Axis:

@@ -49,7 +49,7 @@ def _plan(name: str, job: Job, ready: Ready, folder: Path, display: Display) -> 
     record = study_record(name, folder, job, ready, notes + slot_notes(job.config), "")
     ended = ended_trials(record, folder)
     display.start(ready, record.space, record.notes)
-    size = cells({axis.key: axis.distribution() for axis in job.axes})
+    size = cells({axis.key: axis.distribution() for axis in job.axes}, job.conditions)
     total = job.config.n_trials if size is None else min(job.config.n_trials, size)
     is_new, left, confirm = earlier_record(folder) is None, max(0, total - ended), job.config.search.confirm
     again = min(confirm.k, total) * confirm.repeats if left else sum(map(len, rounds(folder, confirm)))

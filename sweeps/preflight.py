@@ -57,7 +57,7 @@ def trial_config(config: SweepConfig) -> dict:
 def variants(job: Job) -> dict[str, dict]:
     """The configurations at the choices and ends of every axis, for the worker to check against the model."""
     return {
-        f"Axis {axis.key}={hydra_text(value)}": trial_config(job.config_for({axis.key: value}))
+        f"Axis {axis.key}={hydra_text(value)}": trial_config(job.config_at(axis.key, value))
         for axis in job.axes
         for value in axis.corners()
     }

@@ -3,7 +3,7 @@
 import itertools
 import math
 import warnings
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -14,6 +14,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial
 
+from sweeps.conditions import Conditions, present
 from sweeps.lowdiscrepancy import point
 
 Distributions = dict[str, BaseDistribution]
@@ -30,7 +31,8 @@ class DistinctSampler(BaseSampler):
 
     So a resumed search goes on as an undisturbed one would. What was drawn before is drawn again, up to
     REDRAWS times; then the first setting not yet tried is taken from a finite space. `grid` does only that.
-    The first trials have the values `enqueued` for them, by their numbers.
+    The first trials have the values `enqueued` for them, by their numbers. Axes that do not exist, given the others,
+    are drawn too, and then left out.
     """
 
     def __init__(
@@ -39,7 +41,9 @@ class DistinctSampler(BaseSampler):
         seed: int,
         distributions: Distributions,
         enqueued: Sequence[dict[str, Any]] = (),
+        conditions: Conditions | None = None,
     ) -> None:
+        self.conditions = conditions or {}
         self.enqueued = enqueued
         self.settings = settings
         self.seed = seed
@@ -54,10 +58,15 @@ class DistinctSampler(BaseSampler):
         first = self.enqueued[trial.number] if trial.number < len(self.enqueued) else {}
         params: dict[str, Any] = {}
         for attempt in range(0 if self.settings["name"] == "grid" else REDRAWS):
-            params = self._draw(study, trial, attempt) | first
+            params = present(self._draw(study, trial, attempt) | first, self.conditions)
             if _point(params) not in tried:
                 return params
-        return _untried(self.distributions, tried, first) or _untried(self.distributions, tried, {}) or params
+        return self._untried(tried, first) or self._untried(tried, {}) or params
+
+    def _untried(self, tried: Container[Any], like: dict[str, Any]) -> dict[str, Any] | None:
+        """The first point of a finite space that was not tried, among those with the values of `like`."""
+        points, wanted = grid(self.distributions, self.conditions), set(_point(like))
+        return next((each for each in points if _point(each) not in tried and wanted <= set(_point(each))), None)
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -81,36 +90,48 @@ class DistinctSampler(BaseSampler):
         options = {key: value for key, value in self.settings.items() if key != "name"}
         seed = int(np.random.SeedSequence([self.seed, trial.number, attempt]).generate_state(1)[0])
         mine = options | SILENT.get(name, {}) if name == self.settings["name"] else {}
+        if self.conditions and mine.get("multivariate"):
+            mine["group"] = True  # axes that exist together are modelled together
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             return SAMPLERS[name](seed=seed, **mine)  # type: ignore[call-arg]
 
 
-def grid(distributions: Distributions) -> Any:
-    """Every point of a finite space, in order; nothing for an infinite one."""
+def grid(distributions: Distributions, conditions: Conditions | None = None) -> Iterator[dict[str, Any]]:
+    """Every point of a finite space, in order and once; nothing for an infinite one."""
     if cells(distributions) is None:
         return
+    seen = set()
     for values in itertools.product(*(_values(d) for d in distributions.values())):
-        yield dict(zip(distributions, values, strict=True))
+        params = present(dict(zip(distributions, values, strict=True)), conditions or {})
+        if _point(params) not in seen:
+            seen.add(_point(params))
+            yield params
 
 
-def _untried(distributions: Distributions, tried: Container[Any], like: dict[str, Any]) -> dict[str, Any] | None:
-    """The first point of a finite space that was not tried, among those with the values of `like`."""
-    wanted = set(_point(like))
-    return next(
-        (cell for cell in grid(distributions) if _point(cell) not in tried and wanted <= set(_point(cell))), None
-    )
-
-
-def cells(distributions: Distributions) -> int | None:
+def cells(distributions: Distributions, conditions: Conditions | None = None) -> int | None:
     """How many points the space has; None if a continuous axis makes that endless."""
-    sizes = [_size(distribution) for distribution in distributions.values()]
-    return None if None in sizes else math.prod(size for size in sizes if size is not None)
+    known = conditions or {}
+    if any(_size(distribution) is None for distribution in distributions.values()):
+        return None
+
+    def below(key: str) -> int:
+        """The points of an axis, with those axes that exist for some of its values only."""
+        others = [other for other, condition in known.items() if condition.key == key]
+        if not others:
+            return _size(distributions[key]) or 0
+        sizes = [(known[other], below(other)) for other in others]
+        values = _values(distributions[key])
+        return sum(math.prod(size for condition, size in sizes if condition.allows(value)) for value in values)
+
+    return math.prod(below(key) for key in distributions if key not in known)
 
 
-def exhausted(distributions: Distributions, trials: Sequence[FrozenTrial]) -> bool:
+def exhausted(
+    distributions: Distributions, trials: Sequence[FrozenTrial], conditions: Conditions | None = None
+) -> bool:
     """Whether every point of the space has been tried."""
-    total = cells(distributions)
+    total = cells(distributions, conditions)
     return total is not None and len({_point(trial.params) for trial in trials}) >= total
 
 

@@ -9,6 +9,7 @@ from optuna.samplers import RandomSampler
 
 from lora_core.measured import Probe
 from sweeps.client import OutOfMemory, Worker
+from sweeps.conditions import present
 from sweeps.preflight import trial_config
 from sweeps.space import Job
 
@@ -22,7 +23,7 @@ def draw(job: Job, count: int = SAMPLES) -> list[dict[str, Any]]:
     distributions = {axis.key: axis.distribution() for axis in job.axes}
     drawn = [study.ask(distributions).params for _ in range(count)]
     points = [{axis.key: axis.decode(params[axis.key]) for axis in job.axes} for params in drawn]
-    return [trial_config(job.config_for(values)) for values in points]
+    return [trial_config(job.config_for(present(values, job.conditions))) for values in points]
 
 
 def measure(worker: Worker, job: Job, choose: bool, say: Callable[[str], None]) -> Probe:

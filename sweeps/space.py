@@ -13,10 +13,11 @@ from omegaconf.errors import OmegaConfBaseException
 from lora_core.errors import UserError
 from sweeps.axes import Axis, hydra_text
 from sweeps.compose import Composer, parse
+from sweeps.conditions import Conditions, conditions_of, made_to_exist, present
 from sweeps.config import KEYS, SweepConfig, resolve
 from sweeps.explain import explain
 from sweeps.fingerprint import flat
-from sweeps.fits import LENGTH, check_enqueued, check_methods, no_pruner
+from sweeps.fits import LENGTH, check_conditions, check_enqueued, check_methods, no_pruner
 from sweeps.grammar import axis_from, is_fixed
 
 __all__ = ["Axis", "Job", "cap_config", "cap_num_layers", "make_job"]
@@ -33,6 +34,23 @@ class Job:
     argv: list[str]
     composer: Composer = field(repr=False)
     depth: int | None = None
+
+    @property
+    def conditions(self) -> Conditions:
+        """Which axes exist only sometimes."""
+        return conditions_of(self.config.search.when, self.axes)
+
+    @property
+    def space(self) -> list[str]:
+        """The axes as overrides, and when they exist."""
+        when = self.config.search.when or {}
+        return [f"{axis} when {when[axis.key]}" if axis.key in when else str(axis) for axis in self.axes]
+
+    def config_at(self, key: str, value: Any) -> SweepConfig:
+        """The configuration with one axis at `value`, and no other but where that axis would not exist."""
+        values = made_to_exist({key: value}, self.conditions)
+        axes = {axis.key: axis for axis in self.axes}
+        return self.config_for({each: axes[each].decode(param) for each, param in values.items()})
 
     def config_for(self, values: dict[str, Any]) -> SweepConfig:
         """The checked configuration with `values` (axis key → value) applied, never by way of strings.
@@ -67,8 +85,9 @@ def make_job(overrides: list[str], config_dir: str | None = None) -> Job:
     if not job.axes:
         raise UserError("There is nothing to search: give an axis, such as lora_parameters.rank=4,8,16")
     job.config = job.config_for({})
+    check_conditions(job.config.search.sampler["name"], job.conditions)
     _check_axes(job)
-    check_enqueued(job.config.search.enqueue, job.axes)
+    check_enqueued(job.config.search.enqueue, job.axes, job.conditions)
     return job
 
 
@@ -138,12 +157,13 @@ def _check_axes(job: Job) -> None:
     for axis in job.axes:
         for value in axis.corners():
             with _naming([axis]):
-                config = job.config_for({axis.key: value})
+                config = job.config_at(axis.key, value)
                 _check_shared(job, axis, config)
                 _check_length(job, config)
     for corner in (0, -1):
         with _naming(job.axes):
-            job.config_for({axis.key: axis.corners()[corner] for axis in job.axes})
+            values = {axis.key: axis.corners()[corner] for axis in job.axes}
+            job.config_for(present(values, job.conditions))
 
 
 @contextmanager
@@ -187,7 +207,7 @@ def cap_num_layers(job: Job, depth: int) -> tuple[Job, list[str]]:
         axes += [capped] if capped else []
         if capped != axis:
             notes = [f"{axis} → {capped or depth}: the model has {depth} blocks."]
-    check_enqueued(config.search.enqueue, axes)
+    check_enqueued(config.search.enqueue, axes, conditions_of(config.search.when, axes))
     return replace(job, config=config, axes=axes, depth=depth), notes
 
 

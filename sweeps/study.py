@@ -10,7 +10,8 @@ from optuna.trial import FrozenTrial, TrialState
 from lora_core.errors import UserError
 from lora_core.records import TrialRecord
 from reports.constraints import ALIASES, Constraint, parse
-from sweeps.axes import Axis
+from sweeps.axes import Axis, storable
+from sweeps.conditions import conditions_of, parents_first, present
 from sweeps.config import SweepConfig
 from sweeps.connect import first_line, public
 from sweeps.fingerprint import differences, fingerprint, identity
@@ -60,13 +61,16 @@ class Study:
         self.axes = {axis.key: axis for axis in axes}
         self.n_trials = config.n_trials
         self.distributions = {key: axis.distribution() for key, axis in self.axes.items()}
+        self.conditions = conditions_of(config.search.when, axes)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         storage = open_storage(config.storage)
         self.is_new = name not in optuna.get_all_study_names(storage)
         self.optuna = optuna.create_study(
             study_name=name, storage=storage, load_if_exists=True,
             directions=["minimize"] * len(self.objectives),
-            sampler=DistinctSampler(config.search.sampler, config.seed, self.distributions, self._enqueued(config)),
+            sampler=DistinctSampler(
+                config.search.sampler, config.seed, self.distributions, _enqueued(config), self.conditions
+            ),
             pruner=optuna.pruners.NopPruner(),  # `judge` has its own
         )  # fmt: skip
         self._check_same(name, config, axes, contents)
@@ -84,14 +88,17 @@ class Study:
     def ask(self) -> Proposal | None:
         """The next trial; None once there are `n_trials`, or nothing new is left in the space."""
         trials = self._trials()
-        if len(trials) >= self.n_trials or exhausted(self.distributions, trials):
+        if len(trials) >= self.n_trials or self._all_tried(trials):
             return None
-        return self._proposal(self.optuna.ask(self.distributions))
+        return self._proposal(self.optuna.ask())
 
     @property
     def is_exhausted(self) -> bool:
         trials = self._trials()
-        return len(trials) < self.n_trials and exhausted(self.distributions, trials)
+        return len(trials) < self.n_trials and self._all_tried(trials)
+
+    def _all_tried(self, trials: list[FrozenTrial]) -> bool:
+        return exhausted(self.distributions, trials, self.conditions)
 
     def judge(self, rows: list[Evaluation]) -> list[int]:
         """Reports evaluations; returns the numbers of the trials that the pruner would rather stop.
@@ -152,14 +159,12 @@ class Study:
 
     def _proposal(self, trial: optuna.Trial) -> Proposal:
         # An interruption may have come before every axis was drawn; what is there stays as it is.
-        for key, distribution in self.distributions.items():
-            trial._suggest(key, distribution)
+        for key in parents_first(list(self.distributions), self.conditions):
+            if key in present({**trial.params, key: None}, self.conditions):
+                trial._suggest(key, self.distributions[key])
         self._live[trial.number] = trial
         values = {key: self.axes[key].decode(param) for key, param in trial.params.items()}
         return Proposal(trial.number, values, trial.user_attrs.get("crashes", 0))
-
-    def _enqueued(self, config: SweepConfig) -> list[dict[str, Any]]:
-        return [{key: self.axes[key].encode(value) for key, value in each.items()} for each in config.search.enqueue]
 
     def _check_same(self, name: str, config: SweepConfig, axes: list[Axis], contents: dict[str, str]) -> None:
         ours = identity(config.to_dict(), [axis.to_dict() for axis in axes]) | contents
@@ -169,6 +174,10 @@ class Study:
             self.optuna.set_user_attr("fingerprint", fingerprint(config, axes))
         else:
             check_same(name, known, ours)
+
+
+def _enqueued(config: SweepConfig) -> list[dict[str, Any]]:
+    return [{key: storable(value) for key, value in each.items()} for each in config.search.enqueue]
 
 
 def check_same(name: str, known: dict[str, Any], ours: dict[str, Any]) -> None:

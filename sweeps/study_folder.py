@@ -145,7 +145,7 @@ def study_record(name: str, folder: Path, job: Job, ready: Ready, notes: list[st
         ended=None,
         n_trials=config.n_trials,
         seed=config.seed,
-        space=[str(axis) for axis in job.axes],
+        space=job.space,
         axes=[axis.to_dict() for axis in job.axes],
         sampler=config.search.sampler["name"],
         pruner=config.search.pruner["name"],

@@ -126,7 +126,7 @@ def test_a_bad_store_is_traced_to_the_environment(monkeypatch: pytest.MonkeyPatc
         ("search.constraints=['adapter_mb<nan']", "cannot be read"),
         ("search.constraints=['2<adapter_mb']", "cannot be read"),
         ("search.constraints=['peak_memory<2']", "no metric peak_memory. Did you mean peak_memory_gb?"),
-        ("search.when={a:1}", "search.when is not there yet"),
+        ("search.when={a:1}", "search.when is {'a': 1}: expected"),
         ("tracking.keep=best", "tracking.keep is not there yet"),
         ("cluster.workers=2", "cluster.workers is not there yet"),
         ("quantization=4", "quantization=4 is not there yet"),

@@ -11,7 +11,6 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -53,24 +52,25 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], list[tuple
 
 
 def test_the_training_process_is_killed(place: Place, calm: Callable[[int], list[tuple]]) -> None:
-    """At any moment, but at most twice in one trial: the third time that trial would be given up."""
+    """At any moment, but at most twice before a trial ends: the third time that trial would be given up."""
     chance = random.Random(0)
     with tried("kill -9 of the training process", TIMES) as row:
-        search, hits, killed = Disturbed(place, row), Counter[str](), 0
+        search, killed, since, ended = Disturbed(place, row), 0, 0, 0
         search.start()
+        wait_for(lambda: search.look() != [] or search.process.poll() is not None)
         while killed < TIMES:
             if not search.wait(chance.uniform(0, MOMENT)):
                 assert search.process.returncode == 0, search.over()
                 search.total += 6  # it was faster
                 search.start()
-            running = [trial.name for trial in search.look()]
+                wait_for(lambda: search.look() != [] or search.process.poll() is not None)
             worker = search.worker()
-            if worker is None or any(hits[name] >= 2 for name in running):
+            since, ended = (since if len(search.ended) == ended else 0), len(search.ended)
+            if worker is None or since == 2:
                 continue
             with suppress(ProcessLookupError):
                 os.kill(worker, signal.SIGKILL)
-                killed += 1
-                hits.update(running)
+                killed, since = killed + 1, since + 1
                 wait_for(lambda worker=worker: not alive(worker))  # type: ignore[misc]
         search.over()
         assert search.process.returncode == 0

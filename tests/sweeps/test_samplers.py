@@ -13,6 +13,7 @@ import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
+from sweeps.conditions import Condition, Conditions, present
 from sweeps.samplers import DistinctSampler, Distributions, cells, exhausted, grid
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -135,3 +136,49 @@ def test_choices_of_different_kinds_differ() -> None:
     study = study_of("random", space)
     points = [study.ask(space).params["layers"] for _ in range(3)]
     assert set(points) == {1, "all", None}
+
+
+WHEN: Conditions = {"dropout": Condition("layers", (1, "all")), "rank": Condition("dropout", (0.1,))}
+SOMETIMES: Distributions = {
+    "rank": CategoricalDistribution([4, 8]),
+    "dropout": CategoricalDistribution([0.1, 0.2, 0.3]),
+    "layers": CategoricalDistribution([1, 2, "all"]),
+}
+
+
+def walked(name: str, space: Distributions, when: Conditions, count: int) -> list[dict[str, Any]]:
+    """What trials get that take only the axes that exist; their values are the better, the lower the rank."""
+    sampler = DistinctSampler({"name": name, **OPTIONS.get(name, {})}, 0, space, conditions=when)
+    study = optuna.create_study(sampler=sampler)
+    for _ in range(count):
+        trial = study.ask()
+        for key in trial.relative_params:
+            trial._suggest(key, space[key])
+        study.tell(trial, float(trial.params.get("rate", 1.0)))
+    return [trial.params for trial in study.trials]
+
+
+@pytest.mark.parametrize("name", ["tpe", "random", "grid", "qmc"])
+def test_axes_that_exist_only_sometimes_make_fewer_points(name: str) -> None:
+    # Layers 2, and for either of 1 and all: dropout 0.1 with two ranks, 0.2, 0.3.
+    assert cells(SOMETIMES, WHEN) == 1 + 2 * (2 + 1 + 1)
+    points = walked(name, SOMETIMES, WHEN, 9)
+    assert len({tuple(sorted(point.items(), key=str)) for point in points}) == 9
+    for point in points:
+        assert ("dropout" in point) == (point["layers"] != 2)
+        assert ("rank" in point) == (point.get("dropout") == 0.1)
+    assert cells(SOMETIMES) == 18  # without the conditions
+
+
+def test_tpe_learns_of_an_axis_that_exists_only_sometimes() -> None:
+    space: Distributions = {"kind": CategoricalDistribution(["a", "b"]), "rate": FloatDistribution(0, 1)}
+    when = {"rate": Condition("kind", ("a",))}
+    found = [walked(name, space, when, 40) for name in ("tpe", "random")]
+    learnt, drawn = ([point["rate"] for point in points[10:] if "rate" in point] for points in found)
+    assert fmean(learnt) < 0.5 * fmean(drawn)
+
+
+def test_what_is_present_follows_from_the_others() -> None:
+    assert present({"layers": 2, "dropout": 0.1, "rank": 4}, WHEN) == {"layers": 2}
+    assert present({"layers": 1, "dropout": 0.1, "rank": 4}, WHEN) == {"layers": 1, "dropout": 0.1, "rank": 4}
+    assert present({"layers": True, "dropout": 0.1}, WHEN) == {"layers": True}  # not 1

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_core.errors import UserError
-from sweeps.axes import Axis, hydra_text, same
+from sweeps.axes import Axis, hydra_text, same, storable
 from sweeps.compose import parse
 from sweeps.config import KEYS
 from sweeps.fingerprint import differences, fingerprint, identity
@@ -46,7 +46,7 @@ def test_choices_survive_text_and_optuna_with_their_types(values: list[Any]) -> 
     assert [type(v) for v in again.choices or []] == [type(v) for v in distinct]
     for value in distinct:
         assert made.contains(value)
-        assert same(made.decode(made.encode(value)), value)
+        assert same(made.decode(storable(value)), value)
 
 
 @settings(deadline=None)

@@ -1,0 +1,83 @@
+"""Axes that exist only where another one has a certain value: what is refused, and what a search makes of them."""
+
+from pathlib import Path
+
+import optuna
+import pytest
+
+from lora_core.errors import UserError
+from reports.study import load
+from reports.tables import leaderboard
+from sweeps.cli import main
+from sweeps.space import make_job
+from tests.sweeps.helpers import Place
+
+SPACE = ["model=tiny", "search=quick", "lora_parameters.rank=2,4", "num_layers=1,2", "optimizer.learning_rate=1e-2"]
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (['search.when={num_layer:"lora_parameters.rank=4"}'], "num_layer is no axis of this search. Did you mean num"),
+        (['search.when={num_layers:"lora_parameters.ran=4"}'], "lora_parameters.ran is no axis of this search. Did"),
+        (['search.when={num_layers:"lora_parameters.rank=3"}'], "3 does not lie in the axis lora_parameters.rank=2,4"),
+        (['search.when={num_layers:"num_layers=1"}'], "goes in a circle: num_layers when num_layers"),
+        (
+            ["optimizer.learning_rate=interval(1e-3,1e-2)", 'search.when={num_layers:"optimizer.learning_rate=1e-2"}'],
+            "hardly ever has one certain value",
+        ),
+        (['search.when={num_layers:"lora_parameters.rank=4"}', "search/sampler=nsga2"], "learn nothing of it"),
+        (
+            ['search.when={num_layers:"lora_parameters.rank=4"}', "search.enqueue=[{num_layers:1}]"],
+            "num_layers exists only when lora_parameters.rank=4",
+        ),
+    ],
+)
+def test_what_is_refused(more: list[str], said: str) -> None:
+    words = [word for word in SPACE if word.partition("=")[0] not in {each.partition("=")[0] for each in more}]
+    with pytest.raises(UserError) as error:
+        make_job([*words, *more])
+    assert said in str(error.value)
+    assert len(str(error.value).splitlines()) <= 3
+
+
+def test_an_axis_is_checked_where_it_exists() -> None:
+    """At its default, rank 8, α = 20 would contradict a ratio."""
+    words = ["model=tiny", "search=quick", "optimizer.learning_rate=1e-2", "lora_parameters.rank=4,8", "num_layers=2"]
+    words += ["lora_parameters.scale=null,20", "lora_parameters.scale_ratio=2.0,3.0"]
+    with pytest.raises(UserError, match="scale"):
+        make_job(words)
+    job = make_job([*words, 'search.when={lora_parameters.scale_ratio:"lora_parameters.scale=null"}'])
+    assert job.config_at("lora_parameters.scale_ratio", 3.0).lora_parameters.ratio == 3.0
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
+
+
+def search(place: Place, when: str) -> int:
+    words = place.search_arguments(*SPACE, f"search.when={when}", "search/sampler=grid", "trainer.slots=1")
+    return main([word for word in words if not word.startswith("search.pruner.")])
+
+
+def test_a_search(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    assert search(place, '{num_layers:"lora_parameters.rank=4"}') == 0
+    printed = capsys.readouterr().out
+    assert "Axis num_layers=1,2 when lora_parameters.rank=4" in printed
+    assert "all of its 3 settings were tried" in printed
+    rank, layers = "lora_parameters.rank", "num_layers"
+    points = [{rank: 2}, {rank: 4, layers: 1}, {rank: 4, layers: 2}]
+    assert [trial.params for trial in place.trials()] == points
+    told = optuna.load_study(study_name="s", storage=f"sqlite:///{place.root}/optuna.db").trials
+    assert [trial.params for trial in told] == points
+    default = place.trial("default").config["num_layers"]
+    assert [trial.config["num_layers"] for trial in place.trials()] == [default, 1, 2]
+
+    rows = {row.name: row for row in leaderboard(load(place.folder()))}
+    assert [rows[f"trial-000{number}"].setting(layers) for number in range(3)] == ["–", "1", "2"]
+    assert rows["default"].setting(layers) == str(default)
+
+    assert search(place, '{num_layers:"lora_parameters.rank=2"}') == 2
+    said = capsys.readouterr().err
+    assert 'search.when.num_layers: "lora_parameters.rank=4" → "lora_parameters.rank=2"' in said
