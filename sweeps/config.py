@@ -55,6 +55,7 @@ class SearchConfig:
     constraints: list[str] | None = None
     when: Any = None  # a dict, axis key → key=value of another axis
     enqueue: list[Any] = field(default_factory=list)  # of dicts, axis key → value
+    warm_start: list[str] = field(default_factory=list)  # names of studies
 
 
 @dataclass
@@ -103,6 +104,8 @@ def resolve(composed: DictConfig) -> SweepConfig:
         parse(text)
     _check_method("search.sampler", config.search.sampler, SAMPLERS)
     _check_method("search.pruner", config.search.pruner, PRUNERS)
+    for name in config.search.warm_start:
+        _check_study_name("search.warm_start", name)
     return config
 
 
@@ -158,7 +161,7 @@ def _check_study(config: SweepConfig) -> None:
     ):  # fmt: skip
         _require(bool(path.strip()), key, path, "a path")
     if config.study is not None:
-        _check_study_name(config.study)
+        _check_study_name("study", config.study)
     _check_url("storage", config.storage, _STORAGES, "sqlite:///optuna.db")
     check_store(config.tracking.uri)
 
@@ -168,11 +171,11 @@ def check_store(uri: str) -> None:
     _check_url("tracking.uri", uri, _STORES, "sqlite:///mlflow.db or http://127.0.0.1:5000")
 
 
-def _check_study_name(name: str) -> None:
+def _check_study_name(key: str, name: str) -> None:
     """It becomes a folder, so it must not lead out of output_dir, nor into that of single runs."""
     plain = re.fullmatch(r"\w[\w.-]{0,99}", name) is not None
-    _require(plain, "study", name, "letters, digits, - _ . (at most 100, not starting with a dot or dash)")
-    _require(name != "train", "study", name, "another name: that folder holds single runs")
+    _require(plain, key, name, "letters, digits, - _ . (at most 100, not starting with a dot or dash)")
+    _require(name != "train", key, name, "another name: that folder holds single runs")
 
 
 def _check_url(key: str, url: str, schemes: tuple[str, ...], example: str) -> None:

@@ -57,6 +57,13 @@ def check_conditions(sampler: str, conditions: Conditions) -> None:
         )
 
 
+def check_warm_start(sampler: str, studies: list[str]) -> None:
+    """Raises UserError where the sampler could not learn from the trials of other studies."""
+    if studies and sampler != "tpe":
+        why = "keeps a state that goes with its own trials" if sampler in ADAPTIVE else "learns from no trial"
+        raise UserError(f"search.warm_start with search/sampler={sampler}, which {why}: take tpe, or leave it out.")
+
+
 def check_enqueued(settings: list[dict[str, Any]], axes: list[Axis], conditions: Conditions) -> None:
     """Raises UserError for a setting to be tried first that does not lie in the space."""
     known = {axis.key: axis for axis in axes}

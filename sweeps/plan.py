@@ -19,6 +19,7 @@ from sweeps.samplers import cells
 from sweeps.slots import measure
 from sweeps.space import Job, cap_num_layers
 from sweeps.study_folder import earlier_record, has_completed, resume_command, study_record
+from sweeps.warm_start import warm_start
 
 
 def run(job: Job) -> int:
@@ -47,6 +48,7 @@ def _plan(name: str, job: Job, ready: Ready, folder: Path, display: Display) -> 
     """Says what would run, if nothing speaks against it."""
     job, notes = cap_num_layers(job, ready.model.depth)
     record = study_record(name, folder, job, ready, notes + slot_notes(job.config), "")
+    record.notes += warm_start(job, record, folder.parent)[1]
     ended = ended_trials(record, folder)
     display.start(ready, record.space, record.notes)
     size = cells({axis.key: axis.distribution() for axis in job.axes}, job.conditions)

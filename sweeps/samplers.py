@@ -32,7 +32,7 @@ class DistinctSampler(BaseSampler):
     So a resumed search goes on as an undisturbed one would. What was drawn before is drawn again, up to
     REDRAWS times; then the first setting not yet tried is taken from a finite space. `grid` does only that.
     The first trials have the values `enqueued` for them, by their numbers. Axes that do not exist, given the others,
-    are drawn too, and then left out.
+    are drawn too, and then left out. `earlier`: trials of other studies to learn from.
     """
 
     def __init__(
@@ -42,7 +42,9 @@ class DistinctSampler(BaseSampler):
         distributions: Distributions,
         enqueued: Sequence[dict[str, Any]] = (),
         conditions: Conditions | None = None,
+        earlier: Sequence[FrozenTrial] = (),
     ) -> None:
+        self.earlier = earlier
         self.conditions = conditions or {}
         self.enqueued = enqueued
         self.settings = settings
@@ -79,12 +81,22 @@ class DistinctSampler(BaseSampler):
             return point(self.distributions, self.seed, trial.number + attempt)
         # A Gaussian process takes seconds to propose the same once more.
         sampler = self._sampler("random" if name == "gp" and attempt else name, trial, attempt)
+        study, trial = self._with_earlier(study, trial)
         space = sampler.infer_relative_search_space(study, trial)
         params = sampler.sample_relative(study, trial, space)
         for key, distribution in self.distributions.items():
             if key not in params:
                 params[key] = sampler.sample_independent(study, trial, key, distribution)
         return params
+
+    def _with_earlier(self, study: optuna.Study, trial: FrozenTrial) -> tuple[optuna.Study, FrozenTrial]:
+        """Study and trial as the sampler is to see them: in a copy with the earlier trials, after the study's own,
+        which keep their numbers."""
+        if not self.earlier:
+            return study, trial
+        seen = optuna.create_study(directions=study.directions)
+        seen.add_trials([*study.get_trials(deepcopy=False), *self.earlier])
+        return seen, seen.get_trials(deepcopy=False)[trial.number]
 
     def _sampler(self, name: str, trial: FrozenTrial, attempt: int) -> BaseSampler:
         options = {key: value for key, value in self.settings.items() if key != "name"}

@@ -4,7 +4,6 @@ import shlex
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 
@@ -43,6 +42,7 @@ from sweeps.telling import SETTLE, Teller
 from sweeps.tracking import Tracker
 from sweeps.trials import ATTEMPTS, Trials
 from sweeps.trouble import Trouble, cause_of
+from sweeps.warm_start import warm_start
 
 
 def run(job: Job) -> int:
@@ -80,11 +80,13 @@ def _search(name: str, job: Job, ready: Ready, folder: Path, display: Display) -
     """Opens study and tracker, if nothing speaks against it, and says what is about to run."""
     job, notes = cap_num_layers(job, ready.model.depth)
     notes += slot_notes(job.config)
+    record = study_record(name, folder, job, ready, notes, resume_command(job.argv, name))
+    earlier, told = warm_start(job, record, folder.parent)
+    record.notes += told
     with opening(job.config.storage, job.config.tracking.uri) as undo:
         steps = steps_for(job.config.trainer, ready.data.batches)
-        study = Study(name, job.config, job.axes, contents(asdict(ready.model), asdict(ready.data)), steps)
+        study = Study(name, job.config, job.axes, contents(record.model, record.data), steps, earlier)
         undo.callback(study.forget)
-        record = study_record(name, folder, job, ready, notes, resume_command(job.argv, name))
         record.n_trials = max(record.n_trials, len(study.ended))  # what has ended stays part of the study
         check_fits(study, record, folder)
         tracker = Teller(Tracker(job.config.tracking.uri, str(job.config.tracking.experiment)), display.say)

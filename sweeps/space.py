@@ -17,7 +17,7 @@ from sweeps.conditions import Conditions, conditions_of, made_to_exist, present
 from sweeps.config import KEYS, SweepConfig, resolve
 from sweeps.explain import explain
 from sweeps.fingerprint import flat
-from sweeps.fits import LENGTH, check_conditions, check_enqueued, check_methods, no_pruner
+from sweeps.fits import LENGTH, check_conditions, check_enqueued, check_methods, check_warm_start, no_pruner
 from sweeps.grammar import axis_from, is_fixed
 
 __all__ = ["Axis", "Job", "cap_config", "cap_num_layers", "make_job"]
@@ -86,6 +86,7 @@ def make_job(overrides: list[str], config_dir: str | None = None) -> Job:
         raise UserError("There is nothing to search: give an axis, such as lora_parameters.rank=4,8,16")
     job.config = job.config_for({})
     check_conditions(job.config.search.sampler["name"], job.conditions)
+    check_warm_start(job.config.search.sampler["name"], job.config.search.warm_start)
     _check_axes(job)
     check_enqueued(job.config.search.enqueue, job.axes, job.conditions)
     return job

@@ -1,6 +1,7 @@
 """The Optuna side of a search: one study in one storage, created or resumed, asked and told."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,11 +50,13 @@ class Evaluation:
 class Study:
     """A study in `config.storage`. Raises UserError where the storage cannot be used, or where a study of this
     name was made with settings that give other results. `contents`: what the model and the data hold, as short
-    hashes by name; they are part of what must be the same. `steps`: of a trial that is not stopped early."""
+    hashes by name; they are part of what must be the same. `steps`: of a trial that is not stopped early. `earlier`:
+    trials of other studies that the sampler learns from too."""
 
     def __init__(
-        self, name: str, config: SweepConfig, axes: list[Axis], contents: dict[str, str], steps: int = 1
-    ) -> None:
+        self, name: str, config: SweepConfig, axes: list[Axis], contents: dict[str, str], steps: int = 1,
+        earlier: Sequence[FrozenTrial] = (),
+    ) -> None:  # fmt: skip
         self.steps = steps
         self.pruner = make_pruner(config.search.pruner, steps)
         self.objectives = [ALIASES.get(each, each) for each in config.search.objectives or ["val_loss"]]
@@ -69,7 +72,7 @@ class Study:
             study_name=name, storage=storage, load_if_exists=True,
             directions=["minimize"] * len(self.objectives),
             sampler=DistinctSampler(
-                config.search.sampler, config.seed, self.distributions, _enqueued(config), self.conditions
+                config.search.sampler, config.seed, self.distributions, _enqueued(config), self.conditions, earlier
             ),
             pruner=optuna.pruners.NopPruner(),  # `judge` has its own
         )  # fmt: skip
