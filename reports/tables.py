@@ -122,7 +122,7 @@ def trials_frame(study: Study, rows: list[LeaderRow]) -> "pandas.DataFrame":
 
 def _flat(row: LeaderRow, record: TrialRecord) -> dict[str, Any]:
     who = {"name": row.name, "role": row.role, "number": record.number, "repeat": record.repeat}
-    how = {"state": row.state, "reason": row.broken or row.reason, "rank": row.rank}
+    how = {"state": row.state, "reason": row.broken or row.reason, "place": row.rank}
     steps = {"steps": row.steps, "planned_steps": row.planned_steps, "best_step": row.best_step}
     gain = {"gain_nats": row.gain_nats, "gain_percent": row.gain_percent}
     seeds = {"mean_val_loss": row.mean, "sd_val_loss": row.sd, "seeds": row.seeds}

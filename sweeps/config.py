@@ -62,7 +62,7 @@ class SearchConfig:
 class TrackingConfig:
     uri: str = "sqlite:///mlflow.db"
     experiment: str | None = None  # filled in by `resolve`: <model>/<data>
-    keep: str = "all"
+    keep: int | str = "all"  # how many adapters
 
 
 @dataclass
@@ -129,7 +129,6 @@ def short_name(path: str) -> str:
 
 def _check_not_yet(config: SweepConfig) -> None:
     off = {
-        "tracking.keep": (config.tracking.keep, "all"),
         "cluster.workers": (config.cluster.workers, 1),
     }
     for key, (found, default) in off.items():
@@ -153,6 +152,8 @@ def check_objectives(names: list[str] | None) -> None:
 
 def _check_study(config: SweepConfig) -> None:
     _require(config.n_trials >= 1, "n_trials", config.n_trials, "1 or more")
+    keep = config.tracking.keep
+    _require(keep == "all" or (isinstance(keep, int) and keep >= 1), "tracking.keep", keep, "all, or 1 or more")
     confirm = config.search.confirm
     _require(confirm.k >= 0, "search.confirm.k", confirm.k, "0 or more")
     _require(confirm.repeats >= 1, "search.confirm.repeats", confirm.repeats, "1 or more")

@@ -52,6 +52,11 @@ def _dotted(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def keeps_all(study: StudyRecord) -> bool:
+    """Whether every adapter is told as soon as its trial ends; else those that are kept, at the end."""
+    return study.config.get("tracking", {}).get("keep", "all") == "all"
+
+
 def study_tags(study: StudyRecord) -> dict[str, str]:
     """Tags of a study's own run. They may change when it is resumed, as params may not."""
     return {

@@ -14,6 +14,7 @@ from reports.wording import typed
 from sweeps import interrupts
 from sweeps.client import Bug, DiskFull, OutOfMemory, Worker, WorkerDied
 from sweeps.display import Display
+from sweeps.keep import drop_adapters
 from sweeps.preflight import (
     check_places,
     opening,
@@ -225,6 +226,8 @@ class Search:
         """What fails here is said, and can be done again: the trials are complete."""
         self._fuse_winner(worker)
         self._score(worker)
+        if (keep := self.job.config.tracking.keep) != "all":
+            drop_adapters(self.folder, int(keep))
         self.record.ended = now()
         self._save("complete")
         report = self._report()

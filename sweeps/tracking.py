@@ -19,7 +19,7 @@ from reports.study import Study
 from sweeps import champion
 from sweeps.connect import FAILURES, first_line, public
 from sweeps.links import base_of, run_link, study_link
-from sweeps.run_values import study_tags
+from sweeps.run_values import keeps_all, study_tags
 from sweeps.store import Store, milliseconds
 from sweeps.summary import study_note
 from sweeps.trial_run import INTERRUPTED, TrialRun, add_data
@@ -153,6 +153,8 @@ class Tracker:
         self._live.clear()
         if self.study.kind == "train":
             return
+        if state == "complete" and not keeps_all(self.study):
+            self._add_kept_adapters()
         run_id = self.study.tracking["run_id"]
         if report_folder is not None:
             self.store.add_folder(run_id, report_folder, "report")
@@ -165,6 +167,14 @@ class Tracker:
         self.store.tag(run_id, {"mlflow.note.content": study_note(study)})
         if state == "complete":
             champion.register(self.store, study)
+
+    def _add_kept_adapters(self) -> None:
+        """Those that are there at the end of a search that does not keep all."""
+        for record in self._records():
+            if record.adapter is not None and (run_id := self.study.runs.get(record.name)):
+                run = self.store.run(run_id)
+                if not (run.outputs and run.outputs.model_outputs):
+                    TrialRun(self.store, self.study, record, True, run).add_adapter(record)
 
     @_if_reachable
     def _open_run(self) -> None:

@@ -14,6 +14,7 @@ from sweeps.run_values import (
     Point,
     curve_points,
     end_tags,
+    keeps_all,
     params,
     run_name,
     single_points,
@@ -88,7 +89,7 @@ class TrialRun:
     def end(self, record: TrialRecord) -> None:
         """The numbers known once, the adapter, and a status that tells the truth."""
         at = self._at(record.metrics.get("train_seconds", 0.0))
-        model = self._add_adapter(record)
+        model = self.add_adapter(record) if keeps_all(self.study) else None
         points = single_points(record)
         # They come all at once, so one tells of all. The objective has come before, as a curve's first.
         if not self._told({key for key, *_ in points} - {OBJECTIVE}):
@@ -117,7 +118,7 @@ class TrialRun:
         self._last = max(now, self._last + 1)
         return self._last
 
-    def _add_adapter(self, record: TrialRecord) -> str | None:
+    def add_adapter(self, record: TrialRecord) -> str | None:
         """The adapter's files, and for a complete trial a model of the Models tab; returns the model's id."""
         if record.adapter is None or not Path(record.adapter).is_dir():
             return None

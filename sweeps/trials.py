@@ -18,6 +18,7 @@ from lora_core.trial import TrialSpec
 from sweeps.client import Worker
 from sweeps.confirm import rounds
 from sweeps.display import Display
+from sweeps.keep import drop_adapters
 from sweeps.preflight import trial_config
 from sweeps.protocol import Go, Report
 from sweeps.space import Job
@@ -155,6 +156,8 @@ class Trials:
             self.study.tell(record)
         self.tracker.end_trial(record)
         self.display.ended(record)
+        if (keep := self.job.config.tracking.keep) != "all":
+            drop_adapters(self.folder, max(int(keep), self.job.config.search.confirm.k))
 
     def _unfinished(self) -> list[TrialSpec]:
         """Reference rows not there yet, then what an earlier run began."""

@@ -101,7 +101,7 @@ def test_csv_and_json_agree(study_folder):
         assert rows[row["name"]]["best_val_loss"] == ("" if loss is None else repr(loss))
         assert rows[row["name"]]["state"] == row["state"]
     winner = told["answer"]["winner"]
-    assert rows[winner["name"]]["rank"] == "1" and rows[winner["name"]][RANK] == "32"
+    assert rows[winner["name"]]["place"] == "1" and rows[winner["name"]][RANK] == "32"
     assert told["answer"]["gains"][0]["percent"] == 50.0
 
 

@@ -127,7 +127,7 @@ def test_a_bad_store_is_traced_to_the_environment(monkeypatch: pytest.MonkeyPatc
         ("search.constraints=['2<adapter_mb']", "cannot be read"),
         ("search.constraints=['peak_memory<2']", "no metric peak_memory. Did you mean peak_memory_gb?"),
         ("search.when={a:1}", "search.when is {'a': 1}: expected"),
-        ("tracking.keep=best", "tracking.keep is not there yet"),
+        ("tracking.keep=best", "tracking.keep is 'best': expected all, or 1 or more"),
         ("cluster.workers=2", "cluster.workers is not there yet"),
         ("quantization=4", "quantization=4 is not there yet"),
         ("train_type=full", "train_type=full is not there yet"),

@@ -1,0 +1,62 @@
+"""A search that keeps the adapters of its best trials only."""
+
+from pathlib import Path
+
+import pytest
+
+from sweeps.connect import open_client
+from tests.sweeps.helpers import Place
+from tests.sweeps.test_search import mlflow_runs, quick
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
+
+
+def kept(place: Place) -> set[str]:
+    """The trials whose adapters lie on disk, by their files."""
+    return {file.parts[-3] for file in place.folder().glob("*/adapters/adapters.safetensors")}
+
+
+def best(place: Place, count: int) -> set[str]:
+    done = [trial for trial in place.trials() if trial.state == "complete" and trial.value is not None]
+    return {trial.name for trial in sorted(done, key=lambda trial: trial.value or 0)[:count]}
+
+
+def in_mlflow(place: Place) -> set[str]:
+    """The trials that have files of an adapter there; `quick` stores no files, so it is the models that tell."""
+    return {name for name, run in mlflow_runs(place).items() if run.outputs and run.outputs.model_outputs}
+
+
+def test_the_best_are_kept(place: Place) -> None:
+    settings = ["trainer.slots=1", "search.pruner.n_startup_trials=9"]
+    assert quick(place, *settings, "tracking.keep=2", "n_trials=5") == 0
+    names = best(place, 2) | {"default"}
+    assert kept(place) == {trial.name for trial in place.trials() if trial.adapter} | {"default"} == names
+    assert in_mlflow(place) == names
+    # More trials, and a run that keeps fewer.
+    assert quick(place, *settings, "tracking.keep=1", "n_trials=8") == 0
+    assert kept(place) == best(place, 1) | {"default"}
+    assert in_mlflow(place) == names | best(place, 1)
+    client = open_client(f"sqlite:///{place.root}/mlflow.db")
+    for name, run in mlflow_runs(place).items():
+        if name in kept(place):
+            assert len(client.get_metric_history(run.info.run_id, "final_val_loss")) == 1
+
+
+def test_the_winner_is_kept_whatever_its_place(place: Place) -> None:
+    """Other seeds decide who wins; the repeats' own adapters are of no use to anyone."""
+    confirm = ["search.confirm.k=3", "search.confirm.repeats=1", "search.pruner.n_startup_trials=9"]
+    assert quick(place, "trainer.slots=1", "tracking.keep=1", "n_trials=4", "fuse=true", *confirm) == 0
+    from reports.study import load
+
+    winner = load(place.folder()).winner
+    assert winner is not None
+    assert kept(place) == best(place, 1) | {winner.name, "default"}
+    assert (place.folder() / "best" / "model.safetensors").exists()
+
+
+def test_all_are_kept_otherwise(place: Place) -> None:
+    assert quick(place, "trainer.slots=1", "n_trials=3") == 0
+    assert kept(place) == {"default", *(trial.name for trial in place.trials())}
