@@ -209,15 +209,17 @@ def _metrics_line(row: dict[str, Any]) -> str:
 
 
 def load_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The rows of `metrics.jsonl`, NaN where they have null; a torn last line (power loss) is left out."""
+    """The rows of `metrics.jsonl` by step, NaN where they have null; a torn last line (power loss) is left out. A row
+    that is there twice was written by two machines that took the trial for theirs for a moment."""
     path = folder / "metrics.jsonl"
-    rows = []
+    rows: dict[float, dict[str, Any]] = {}
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
-            rows.append({key: math.nan if value is None else value for key, value in json.loads(line).items()})
+            row = {key: math.nan if value is None else value for key, value in json.loads(line).items()}
         except json.JSONDecodeError:
             break
-    return rows
+        rows[row["step"]] = row
+    return [rows[step] for step in sorted(rows)]
 
 
 def _read(path: Path) -> dict[str, Any]:

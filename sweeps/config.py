@@ -68,6 +68,7 @@ class TrackingConfig:
 @dataclass
 class ClusterConfig:
     workers: int = 1
+    grace: float = 60.0  # seconds
 
 
 @dataclass
@@ -154,6 +155,7 @@ def _check_study(config: SweepConfig) -> None:
     _require(config.n_trials >= 1, "n_trials", config.n_trials, "1 or more")
     keep = config.tracking.keep
     _require(keep == "all" or (isinstance(keep, int) and keep >= 1), "tracking.keep", keep, "all, or 1 or more")
+    _require(config.cluster.grace >= 1, "cluster.grace", config.cluster.grace, "seconds, 1 or more")
     confirm = config.search.confirm
     _require(confirm.k >= 0, "search.confirm.k", confirm.k, "0 or more")
     _require(confirm.repeats >= 1, "search.confirm.repeats", confirm.repeats, "1 or more")

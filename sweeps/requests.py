@@ -23,20 +23,13 @@ class StopRequest:
 
 
 def ask_to_stop(folder: Path, trial: str | None) -> None:
-    """Adds to what was asked and not read yet."""
-    request = _read(folder) or StopRequest([])
+    """Adds to what was asked before."""
+    request = read_request(folder) or StopRequest([])
     if trial is None:
         request.study = True
     elif trial not in request.trials:
         request.trials.append(trial)
     write_json(folder / _FILE, asdict(request))
-
-
-def take_request(folder: Path) -> StopRequest | None:
-    """What was asked since the last call."""
-    request = _read(folder)
-    forget_requests(folder)
-    return request
 
 
 def forget_requests(folder: Path) -> None:
@@ -45,7 +38,8 @@ def forget_requests(folder: Path) -> None:
         (folder / _FILE).unlink()
 
 
-def _read(folder: Path) -> StopRequest | None:
+def read_request(folder: Path) -> StopRequest | None:
+    """What was asked. It stays there: several processes may be at work on the study."""
     try:
         return StopRequest(**json.loads((folder / _FILE).read_text()))
     except (OSError, ValueError, TypeError):  # not there, or not ours

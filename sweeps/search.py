@@ -3,7 +3,7 @@
 import shlex
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -23,25 +23,27 @@ from sweeps.preflight import (
     variants,
 )
 from sweeps.protocol import Ready, Setup
-from sweeps.requests import forget_requests, take_request
+from sweeps.requests import forget_requests, read_request
 from sweeps.scoring import score
 from sweeps.slots import measure, slots_line
 from sweeps.space import Job, cap_num_layers
-from sweeps.study import Study
+from sweeps.study import Study, opening_shared
 from sweeps.study_folder import (
     LOG,
     check_fits,
+    check_joins,
     contents,
     earlier_record,
     locked,
     resume_command,
+    set_terms,
     study_record,
     write_log,
 )
 from sweeps.summary import search_summary
 from sweeps.telling import SETTLE, Teller
 from sweeps.tracking import Tracker
-from sweeps.trials import ATTEMPTS, Trials
+from sweeps.trials import ATTEMPTS, Lost, Trials
 from sweeps.trouble import Trouble, cause_of
 from sweeps.warm_start import warm_start
 
@@ -64,14 +66,20 @@ def _run(job: Job) -> int:
     earlier = earlier_record(folder)
     slots, choose = slots_for(job.config, earlier)
     try:
-        with Worker(Setup(job.config.to_dict(), slots, variants(job)), display.progress) as worker:
+        with (
+            ExitStack() as after,
+            Worker(Setup(job.config.to_dict(), slots, variants(job)), display.progress) as worker,
+        ):
             with display.doing("Loading the model and the data"):
                 ready = worker.ready()
             search = _search(name, job, ready, folder, display)
+            after.callback(search.study.crew.leave)  # once the worker has saved its trials, others may have them
             search.run(worker, ready.slots, choose, measuring=choose or earlier is None)
     except (WorkerDied, Trouble) as end:
         display.fail(str(end))
         return 1
+    if not search.leads:
+        return 0
     summary, found = search_summary(folder)
     display.say(summary)
     return 0 if found else 1
@@ -81,17 +89,25 @@ def _search(name: str, job: Job, ready: Ready, folder: Path, display: Display) -
     """Opens study and tracker, if nothing speaks against it, and says what is about to run."""
     job, notes = cap_num_layers(job, ready.model.depth)
     notes += slot_notes(job.config)
-    record = study_record(name, folder, job, ready, notes, resume_command(job.argv, name))
-    earlier, told = warm_start(job, record, folder.parent)
-    record.notes += told
-    with opening(job.config.storage, job.config.tracking.uri) as undo:
+    with opening_shared(job.config.storage), opening(job.config.storage, job.config.tracking.uri) as undo:
+        record = study_record(name, folder, job, ready, notes, resume_command(job.argv, name))
+        earlier, told = warm_start(job, record, folder.parent)
+        record.notes += told
         steps = steps_for(job.config.trainer, ready.data.batches)
         study = Study(name, job.config, job.axes, contents(record.model, record.data), steps, earlier)
         undo.callback(study.forget)
+        undo.callback(study.crew.leave)
         record.n_trials = max(record.n_trials, len(study.ended))  # what has ended stays part of the study
-        check_fits(study, record, folder)
+        if study.take_lead():
+            check_fits(study, record, folder)
+        else:
+            check_joins(study, record, folder)
         tracker = Teller(Tracker(job.config.tracking.uri, str(job.config.tracking.experiment)), display.say)
+        if study.is_shared and study.crew.leads:
+            set_terms(study, record, folder)
     display.say(f"Study {name}. To resume it: {record.resume_command}")
+    if not study.crew.leads:
+        display.say(f"It is at work already, led by {study.crew.lead}: this process joins it.")
     display.start(ready, record.space, record.notes)
     return Search(job, study, record, folder, tracker, display)
 
@@ -103,6 +119,9 @@ class Search:
         self, job: Job, study: Study, record: StudyRecord, folder: Path, tracker: Teller, display: Display
     ) -> None:
         self.job = job
+        self.study = study
+        self.study.say = display.say
+        self.leads = study.crew.leads
         self.record = record
         self.folder = folder
         self.tracker = tracker
@@ -113,24 +132,57 @@ class Search:
         """Trains what is missing of the study, in `slots` or in as many of them as `choose` finds best; confirms the
         winner, merges it, scores the test set, writes the report. `measuring`: whether it is to be found out how well
         slots do."""
-        with locked(self.folder), self._recorded(None if choose else slots):
-            forget_requests(self.folder)
-            (self.folder / LOG).unlink(missing_ok=True)  # of an earlier run
-            worker.between = self._heed
+        with locked(self.folder, self.study.is_shared), self._recorded(None if choose else slots):
+            if self.leads:
+                forget_requests(self.folder)
+                (self.folder / LOG).unlink(missing_ok=True)  # of an earlier run
+            worker.between, self.trials.between = self._heed, self._attend
             if slots > 1 and measuring:
                 slots = self._measured(worker, choose)
             self._use(slots)
             with self.display:
                 slots = self._train(self.trials.train, worker, slots)
-                self._train(self.trials.confirm, worker, slots)
-            self._finish(worker)
+                if self.leads:
+                    self._train(self.trials.confirm, worker, slots)
+            if self.leads:
+                self._finish(worker)
+            else:
+                self.display.say(
+                    f"All trials have ended. The process that leads writes the report: {self.study.crew.lead}."
+                )
 
     def _heed(self) -> None:
         """Does what `lora-sweep stop` has asked for."""
-        if request := take_request(self.folder):
+        if request := read_request(self.folder):
             self.trials.unwanted.update(request.trials)
             if request.study:
                 raise KeyboardInterrupt(signal.SIGINT)
+
+    def _attend(self) -> None:
+        """The same, and what falls to this process when the one that led is gone."""
+        self._heed()
+        if self.study.crew.leaderless and not self.leads and self.study.take_lead():
+            self._lead()
+        elif self.leads and not self.study.crew.leads:
+            self._follow()
+
+    def _lead(self) -> None:
+        """The process that led is gone: this one does what is left to it."""
+        self.leads = True
+        self.display.say("The process that led the study is gone. This one leads it now.")
+        if earlier := earlier_record(self.folder):
+            self.record.tracking, self.record.runs = earlier.tracking, earlier.runs
+        self.tracker.open_study(self.record, self.folder)
+        self.trials.lead()
+        self._save("running")
+
+    def _follow(self) -> None:
+        """This process gave no sign of life for so long that another one leads now."""
+        self.leads = False
+        self.display.say(f"Another process leads the study now: {self.study.crew.lead}.")
+        self.tracker = self.trials.tracker = Teller(self.tracker.tracker, self.display.say)
+        if self.trials.confirming:
+            raise KeyboardInterrupt(signal.SIGINT)
 
     def _measured(self, worker: Worker, choose: bool) -> int:
         """The slots to go on with; notes how fast they are, and whether trials in them get what they get alone."""
@@ -152,6 +204,9 @@ class Search:
             try:
                 train(worker, slots)
                 return slots
+            except Lost:
+                self.trials.give_up()
+                self.display.say("Other processes have taken over trials of this one, which gave no sign of life.")
             except (Bug, DiskFull):
                 raise
             except WorkerDied as death:
@@ -198,8 +253,9 @@ class Search:
         """Whatever ends the search, its records say so."""
         lossless = f"Nothing that ended is lost. Resume with: {self.record.resume_command}"
         interrupts.say_on_leaving(lossless)
-        self.tracker.open_study(self.record, self.folder)
-        self.tracker.settle(SETTLE)  # a search that is killed must know its MLflow run when it is resumed
+        if self.leads:
+            self.tracker.open_study(self.record, self.folder)
+            self.tracker.settle(SETTLE)  # a search that is killed must know its MLflow run when it is resumed
         self._use(slots)
         try:
             yield
@@ -285,4 +341,5 @@ class Search:
 
     def _save(self, state: str) -> None:
         self.record.state = state
-        save_study(self.folder, self.record)
+        if self.study.crew.leads:
+            save_study(self.folder, self.record)

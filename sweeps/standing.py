@@ -3,6 +3,7 @@
 import fcntl
 import math
 import os
+import time
 from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -87,13 +88,18 @@ def at_work(folder: Path) -> bool:
     """Whether a process holds the folder, see `study_folder.locked`."""
     handle = os.open(folder, os.O_RDONLY)
     try:
-        # Shared, so that two that look do not see each other.
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return False
-    except BlockingIOError:
-        return True
+        return all(_is_held(handle) for _ in range(3))
     finally:
         os.close(handle)
+
+
+def _is_held(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return False
+    except OSError as error:  # some network drives know no locks
+        time.sleep(0.01)  # another one may be looking, which takes no time
+        return isinstance(error, BlockingIOError)
 
 
 def _single(folder: Path) -> list[TrialRecord]:

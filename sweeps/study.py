@@ -1,11 +1,14 @@
 """The Optuna side of a search: one study in one storage, created or resumed, asked and told."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import optuna
+import sqlalchemy
 from optuna.trial import FrozenTrial, TrialState
 
 from lora_core.errors import UserError
@@ -15,10 +18,14 @@ from sweeps.axes import Axis, storable
 from sweeps.conditions import conditions_of, parents_first, present
 from sweeps.config import SweepConfig
 from sweeps.connect import first_line, public
+from sweeps.crew import Crew, Solo, turn
 from sweeps.fingerprint import differences, fingerprint, identity
+from sweeps.patience import patient
 from sweeps.pruners import make_pruner
 from sweeps.samplers import DistinctSampler, exhausted
 
+PROCESS = "process"  # the attribute of a trial that says who runs it
+OPENING = 600  # seconds that the opening of a study may take
 SQLITE_TIMEOUT = 60  # seconds to wait for a locked database
 STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 
@@ -78,24 +85,62 @@ class Study:
         )  # fmt: skip
         self._check_same(name, config, axes, contents)
         self._live: dict[int, optuna.Trial] = {}
+        self.say: Callable[[str], None] = print
+        self.is_shared = is_shared(config.storage)
+        self.crew = self._join(storage, config.cluster.grace)
+
+    def _join(self, storage: optuna.storages.RDBStorage, grace: float) -> Solo | Crew:
+        if not self.is_shared:
+            return Solo()
+        return Crew(self.optuna, partial(turn, storage.engine, f"study {self.optuna.study_name}", grace), grace)
 
     @property
+    @patient
     def ended(self) -> list[FrozenTrial]:
         return [trial for trial in self._trials() if trial.state.is_finished()]
 
-    def interrupted(self) -> list[Proposal]:
-        """Trials that an earlier run of this study left unfinished, to be run again under their numbers."""
-        unfinished = [trial for trial in self._trials() if trial.state == TrialState.RUNNING]
-        return [self._proposal(optuna.Trial(self.optuna, trial._trial_id)) for trial in unfinished]
-
+    @patient
     def ask(self) -> Proposal | None:
-        """The next trial; None once there are `n_trials`, or nothing new is left in the space."""
-        trials = self._trials()
-        if len(trials) >= self.n_trials or self._all_tried(trials):
-            return None
-        return self._proposal(self.optuna.ask())
+        """The next trial: one that was begun and is not at work anywhere, or a new one. None once there are `n_trials`,
+        or nothing new is left in the space."""
+        with self.crew.alone():
+            trials = self._trials()
+            begun = next((trial for trial in trials if self._is_left_behind(trial)), None)
+            if begun is not None:
+                trial = optuna.Trial(self.optuna, begun._trial_id)
+            elif len(trials) >= self.n_trials or self._all_tried(trials):
+                return None
+            else:
+                trial = self.optuna.ask()
+            proposal = self._proposal(trial)
+        self._live[trial.number] = trial
+        return proposal
+
+    @patient
+    def lost(self) -> list[int]:
+        """Trials that were begun here and are another process's now, because this one gave no sign of life."""
+        if self.crew.me is None:
+            return []
+        owners = {trial.number: trial.user_attrs.get(PROCESS) for trial in self._trials()}
+        return [number for number in self._live if owners[number] != self.crew.me]
+
+    def give_up(self, number: int) -> None:
+        """Leaves a trial to the process that has taken it over."""
+        del self._live[number]
 
     @property
+    @patient
+    def is_over(self) -> bool:
+        """Whether no trial is at work, here or elsewhere."""
+        return all(trial.state != TrialState.RUNNING for trial in self._trials())
+
+    @patient
+    def take_lead(self) -> bool:
+        """Whether this process leads the study: it does from now on if nobody else does."""
+        return self.crew.take_lead()
+
+    @property
+    @patient
     def is_exhausted(self) -> bool:
         trials = self._trials()
         return len(trials) < self.n_trials and self._all_tried(trials)
@@ -103,6 +148,7 @@ class Study:
     def _all_tried(self, trials: list[FrozenTrial]) -> bool:
         return exhausted(self.distributions, trials, self.conditions)
 
+    @patient
     def judge(self, rows: list[Evaluation]) -> list[int]:
         """Reports evaluations; returns the numbers of the trials that the pruner would rather stop.
 
@@ -118,6 +164,7 @@ class Study:
             beaten += [row.number for row in there if self.pruner.beaten(trials[row.number], step, everyone)]
         return list(dict.fromkeys(beaten))
 
+    @patient
     def report(self, row: Evaluation) -> None:
         trial = self._live[row.number]
         if len(self.objectives) > 1:
@@ -126,15 +173,22 @@ class Study:
         if row.step not in self.optuna._storage.get_trial(trial._trial_id).intermediate_values:
             trial.report(row.loss, row.step)
 
+    @patient
     def crashed(self, number: int) -> None:
         """Notes that the training process died while it ran this trial."""
         trial = self._live[number]
         trial.set_user_attr("crashes", trial.user_attrs.get("crashes", 0) + 1)
 
+    @patient
     def tell(self, record: TrialRecord) -> None:
         """Ends the trial in Optuna as its record on disk says it ended."""
         assert record.number is not None
-        trial = self._live.pop(record.number)
+        trial = self._live[record.number]
+        if not self.optuna._storage.get_trial(trial._trial_id).state.is_finished():
+            self._tell(trial, record)
+        del self._live[record.number]
+
+    def _tell(self, trial: optuna.Trial, record: TrialRecord) -> None:
         trial.set_user_attr("metrics", record.metrics)
         if record.reason:
             trial.set_user_attr("reason", record.reason)
@@ -160,12 +214,18 @@ class Study:
     def _trials(self) -> list[FrozenTrial]:
         return self.optuna.get_trials(deepcopy=False)
 
+    def _is_left_behind(self, trial: FrozenTrial) -> bool:
+        """By an earlier run, by a process that is gone, or by a database that went away halfway through `ask`."""
+        here = trial.number in self._live
+        return trial.state == TrialState.RUNNING and not here and not self.crew.at_work(trial.user_attrs.get(PROCESS))
+
     def _proposal(self, trial: optuna.Trial) -> Proposal:
+        if self.crew.me is not None:
+            trial.set_user_attr(PROCESS, self.crew.me)
         # An interruption may have come before every axis was drawn; what is there stays as it is.
         for key in parents_first(list(self.distributions), self.conditions):
             if key in present({**trial.params, key: None}, self.conditions):
                 trial._suggest(key, self.distributions[key])
-        self._live[trial.number] = trial
         values = {key: self.axes[key].decode(param) for key, param in trial.params.items()}
         return Proposal(trial.number, values, trial.user_attrs.get("crashes", 0))
 
@@ -193,11 +253,35 @@ def check_same(name: str, known: dict[str, Any], ours: dict[str, Any]) -> None:
         )
 
 
+def is_shared(url: str) -> bool:
+    """Whether several processes may work on one study in the storage at `url`."""
+    return url.startswith("postgresql")
+
+
+@contextmanager
+def opening_shared(url: str) -> Iterator[None]:
+    """A block that one process at a time is in, of all that open a shared storage: its tables may have to be made.
+    Raises UserError if it cannot be opened."""
+    with ExitStack() as block:
+        if is_shared(url):
+            with _told(url):
+                engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
+                block.enter_context(turn(engine, "opening", OPENING))
+        yield
+
+
 def open_storage(url: str) -> optuna.storages.RDBStorage:
     """The storage at `url`, its tables made if need be. Raises UserError if it cannot be opened."""
     arguments: dict[str, Any] = {"connect_args": {"timeout": SQLITE_TIMEOUT}} if url.startswith("sqlite") else {}
-    try:
+    with _told(url):
         return optuna.storages.RDBStorage(url, engine_kwargs=arguments)
+
+
+@contextmanager
+def _told(url: str) -> Iterator[None]:
+    """What goes wrong in the block is told in a line."""
+    try:
+        yield
     except ImportError as error:
         raise UserError(f"storage={public(url)} needs a package{_driver(url, error)}") from None
     except Exception as error:

@@ -6,7 +6,7 @@ import shlex
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from lora_core.errors import UserError
-from lora_core.records import StudyRecord, TrialRecord, load_study, load_trial, now
+from lora_core.records import StudyRecord, TrialRecord, load_study, load_trial, now, save_study
 from lora_core.trial import TrialSpec
 from reports.constraints import ALIASES
 from reports.reproduce import RESUMED, flat
@@ -29,6 +29,7 @@ from sweeps.study import Study, check_same
 
 LOG = "worker.log"
 LOOKS = 5
+TERMS = "terms"  # an attribute of a shared study
 
 
 def trial_name(number: int) -> str:
@@ -53,21 +54,24 @@ def check_writable(key: str, folder: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Makes `folder` and holds it: two processes in one study would take each other's trials for lost ones."""
+def locked(folder: Path, shared: bool = False) -> Iterator[None]:
+    """Makes `folder` and holds it: two processes in one study would take each other's trials for lost ones, unless the
+    study is `shared` through its database."""
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
     try:
-        _hold(handle, folder)
+        # Some network drives know no locks: those who share the study have its database.
+        with suppress(OSError) if shared else nullcontext():
+            _hold(handle, folder, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         yield
     finally:
         os.close(handle)
 
 
-def _hold(handle: int, folder: Path) -> None:
+def _hold(handle: int, folder: Path, how: int) -> None:
     for _ in range(LOOKS):
         with suppress(BlockingIOError):
-            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return fcntl.flock(handle, how | fcntl.LOCK_NB)
         time.sleep(0.1)  # `lora-sweep status` may be looking, which takes no time
     raise UserError(f"Another lora-sweep writes to {folder}. Wait for it, or give another study= name.")
 
@@ -128,6 +132,28 @@ def other_versions(before: dict[str, Any], after: dict[str, Any]) -> str | None:
         f"{key} {old[key]} → {new[key]}" for key in new if key in old and key != "slots" and old[key] != new[key]
     ]
     return RESUMED + ", ".join(changed) if changed else None
+
+
+def set_terms(study: Study, record: StudyRecord, folder: Path) -> None:
+    """What those who join a shared study must have in common with the process that leads it, which is this one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_study(folder, record)  # by which they see that the folder is the same
+    study.optuna.set_user_attr(TERMS, {"n_trials": study.n_trials, "created": record.created})
+
+
+def check_joins(study: Study, record: StudyRecord, folder: Path) -> None:
+    """Raises UserError where this process cannot join the one that leads the study."""
+    terms, there = study.optuna.user_attrs[TERMS], earlier_record(folder)
+    if there is None or there.created != terms["created"]:
+        raise UserError(
+            f"study={record.study} is at work ({study.crew.lead}), but not in {folder}.\n"
+            "Machines that join a study share its output_dir=, such as a folder on a network drive."
+        )
+    if study.n_trials != terms["n_trials"]:
+        raise UserError(
+            f"n_trials={study.n_trials}: study={record.study} is at work ({study.crew.lead}) with "
+            f"n_trials={terms['n_trials']}.\nJoin it with the same number, or extend it once it has ended."
+        )
 
 
 def study_record(name: str, folder: Path, job: Job, ready: Ready, notes: list[str], resume: str) -> StudyRecord:

@@ -20,7 +20,8 @@ STALLED = 30.0  # and for one that takes this long over a single thing
 
 
 class Teller:
-    """Has `tracker` told everything in order. `say`: takes a line for the user, from any thread.
+    """Has `tracker` told everything in order, once the study is open: of several processes that work on one, one tells.
+    `say`: takes a line for the user, from any thread.
 
     What the store misses while it is gone is read from disk once it is back. A bug in the telling is raised by
     the next call here.
@@ -36,6 +37,10 @@ class Teller:
         self._last = time.monotonic()  # when the store was last tried, or something was told
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._work, name="telling MLflow", daemon=True)
+
+    @property
+    def is_open(self) -> bool:
+        return self._thread.ident is not None
 
     def open_study(self, study: StudyRecord, folder: Path) -> None:
         self.study = study
@@ -63,6 +68,8 @@ class Teller:
 
     def close_study(self, study: StudyRecord, state: str, report_folder: Path | None) -> str | None:
         """Waits, within reason, until the store knows all; returns a line about what it lacks, if anything."""
+        if not self.is_open:
+            return None
         self._closing = True
         self._put(partial(self._close, study, state, report_folder))
         self._last = time.monotonic()
@@ -83,7 +90,8 @@ class Teller:
 
     def _put(self, event: Callable[[], None]) -> None:
         self._raise_bug()
-        self._events.put(event)
+        if self.is_open:
+            self._events.put(event)
 
     def _raise_bug(self) -> None:
         if self._bug is not None:

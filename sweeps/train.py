@@ -21,7 +21,7 @@ from sweeps.display import Display
 from sweeps.environment import environment
 from sweeps.preflight import check_places, opening
 from sweeps.protocol import Go, Ready, Report, Setup
-from sweeps.requests import forget_requests, take_request
+from sweeps.requests import forget_requests, read_request
 from sweeps.scoring import score_trial
 from sweeps.space import cap_config
 from sweeps.study_folder import earlier_record, locked, write_log
@@ -110,7 +110,7 @@ class Run:
 
     def _heed(self) -> None:
         """Does what `lora-sweep stop` has asked for."""
-        if (request := take_request(self.folder)) and request.study:
+        if (request := read_request(self.folder)) and request.study:
             raise KeyboardInterrupt(signal.SIGINT)
 
     @contextmanager

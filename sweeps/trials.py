@@ -1,6 +1,8 @@
 """The trials of a search: ask, train, tell, until the study has all of them."""
 
+import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from lora_core.records import (
     save_trial,
 )
 from lora_core.trial import TrialSpec
+from sweeps import interrupts
 from sweeps.client import Worker
 from sweeps.confirm import rounds
 from sweeps.display import Display
@@ -27,9 +30,14 @@ from sweeps.study_folder import ended_already, has_completed, trial_name
 from sweeps.telling import Teller
 
 REFERENCES = ("base", "default")
+LOOK = 0.5  # seconds between two looks at trials of other processes
 ATTEMPTS = 3  # at a trial on which the training process dies
 OUT_OF_MEMORY = "out of memory"
 DIED = f"the training process died on it {ATTEMPTS} times"
+
+
+class Lost(Exception):
+    """Another process has taken over trials that are running here."""
 
 
 class Trials:
@@ -49,15 +57,25 @@ class Trials:
         self.unwanted: set[str] = set()  # trials that the user wants ended
         self.waiting: list[TrialSpec] | None = None  # those that come before any new one; None: not looked for yet
         self.confirming = False  # no new ones any more
+        self.between: Callable[[], None] = lambda: None  # called where nothing is half done
+        self._noticed: set[int] = set()  # trials whose end was shown and told
 
     def train(self, worker: Worker, free: int) -> None:
         """Runs trials until the study has all of them. The worker trains while MLflow is told.
 
-        Where the worker dies, `died`, `again` or `out_of_memory` and another call with a new worker go on.
+        Where the worker dies, `died`, `again` or `out_of_memory` and another call with a new worker go on, where trials
+        are lost to another process, `give_up`. Trials of other processes are waited for, as they may be left behind.
         """
         if self.waiting is None:
             self.waiting = self._unfinished()
         self._run(worker, free)
+        while not self.study.is_over:
+            with interrupts.waiting():
+                time.sleep(LOOK)
+            self._notice_others()
+            self.between()
+            self._run(worker, free)
+        self._notice_others()
         if self.study.is_exhausted:
             note = f"The space is exhausted: all of its {len(self.study.ended)} settings were tried."
             self.record.notes.append(note)
@@ -107,12 +125,28 @@ class Trials:
         self.waiting = [*self.running.values(), *(self.waiting or [])]
         self.running = {}
 
+    def give_up(self) -> None:
+        """Leaves trials to the processes that have taken them over; what else was running is to run again."""
+        lost = self.study.lost()
+        for number in lost:
+            self.study.give_up(number)
+        self.again()
+        self.waiting = [spec for spec in self.waiting or [] if spec.role != "trial" or spec.number not in lost]
+
+    def lead(self) -> None:
+        """The process that led is gone, and this one tells and finishes the study from now on."""
+        for spec in self.running.values():
+            self._tell_so_far(spec)
+        self.waiting = [*self._references(), *(self.waiting or [])]
+
     def out_of_memory(self) -> None:
         """The trials that were running have failed: there was no room for them. Any other may still fit."""
         for spec in list(self.running.values()):
             self._ended(_failed(spec, OUT_OF_MEMORY))
 
     def _answer(self, report: Report) -> Go:
+        if self.study.lost():
+            raise Lost
         go = Go()
         for event in report.evaluated:
             self.tracker.log_evaluation(event.name, event.row)
@@ -123,6 +157,8 @@ class Trials:
         by_hand = self.unwanted & self.running.keys()
         go.stop_by_hand = sorted(by_hand)
         go.stop = [name for name in beaten if name in self.running and name not in by_hand]
+        self._notice_others()
+        self.between()
         go.start = self._next(report.free)
         return go
 
@@ -152,19 +188,40 @@ class Trials:
 
     def _ended(self, record: TrialRecord) -> None:
         self.running.pop(record.name, None)
-        if record.role == "trial":
+        if record.role == "trial" and record.number is not None:
             self.study.tell(record)
+            self._noticed.add(record.number)
         self.tracker.end_trial(record)
         self.display.ended(record)
         if (keep := self.job.config.tracking.keep) != "all":
             drop_adapters(self.folder, max(int(keep), self.job.config.search.confirm.k))
 
     def _unfinished(self) -> list[TrialSpec]:
-        """Reference rows not there yet, then what an earlier run began."""
-        self.display.known([load_trial(self.folder / trial_name(trial.number)) for trial in self.study.ended])
-        missing = [role for role in REFERENCES if not has_completed(self.folder / role)]
-        begun = [self._to_run(proposal) for proposal in self.study.interrupted()]
-        return [self._reference(role) for role in missing] + [spec for spec in begun if spec]
+        """The reference rows that are not there yet, trained by the one process that leads."""
+        self._noticed = {trial.number for trial in self.study.ended}
+        self.display.known([load_trial(self.folder / trial_name(number)) for number in sorted(self._noticed)])
+        return self._references() if self.study.crew.leads else []
+
+    def _references(self) -> list[TrialSpec]:
+        return [self._reference(role) for role in REFERENCES if not has_completed(self.folder / role)]
+
+    def _notice_others(self) -> None:
+        """Shows and tells the trials that other processes have ended since the last look."""
+        if not self.study.is_shared:
+            return
+        for number in [trial.number for trial in self.study.ended if trial.number not in self._noticed]:
+            folder = self.folder / trial_name(number)
+            if (folder / "trial.json").exists():  # a network drive may be slower than the database
+                record = load_trial(folder)
+                self._noticed.add(number)
+                self._tell_so_far(TrialSpec(record.name, "trial", record.config, str(folder), number, 0, record.params))
+                self.tracker.end_trial(record)
+                self.display.ended(record)
+
+    def _tell_so_far(self, spec: TrialSpec) -> None:
+        self.tracker.start_trial(self.record, spec)
+        for row in load_metrics(Path(spec.folder)):
+            self.tracker.log_evaluation(spec.name, row)
 
     def _next(self, free: int) -> list[TrialSpec]:
         specs: list[TrialSpec] = []

@@ -55,7 +55,8 @@ def shown() -> list[Shown]:
 
 
 OWN_TEST = (["lora-sweep", "ui"], ["mlx_lm.generate", "--model"])
-COMMANDS = [each for each in shown() if not each.command.startswith(NOT_RUN)]
+SHARED = "postgresql+psycopg://lora@db/lora"
+COMMANDS = [each for each in shown() if not each.command.startswith(NOT_RUN) and SHARED not in each.command]
 
 
 def run(words: list[str], folder: Path) -> tuple[int, str]:
@@ -118,6 +119,14 @@ def test_commands_print_what_is_shown(each: Shown, folder: Path) -> None:
         assert printed.strip().endswith(DATED.sub(named, "\n".join(each.output)).strip())
     else:
         assert not missing(each.output, printed), printed
+
+
+def test_a_shared_study_is_joined_by_the_same_command(folder: Path, database: str) -> None:
+    (each,) = (each for each in shown() if SHARED in each.command)
+    words = [word.replace(SHARED, database).replace("/shared", str(folder)) for word in small(each.words)]
+    for _ in range(2):
+        code, printed = run(words, folder)
+        assert code == 0 and "wins with" in printed, printed
 
 
 def test_the_ui_serves_the_newest_study(folder: Path) -> None:

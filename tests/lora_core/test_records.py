@@ -107,3 +107,9 @@ def test_rows_that_are_replaced_are_written_as_any_others(tmp_path: Path) -> Non
     appended = (tmp_path / "metrics.jsonl").read_text()
     write_metrics(tmp_path, load_metrics(tmp_path))
     assert (tmp_path / "metrics.jsonl").read_text() == appended and "null" in appended
+
+
+def test_rows_of_two_writers_count_once(tmp_path: Path) -> None:
+    for step in (0, 4, 8, 4, 12):
+        append_metrics(tmp_path, {"step": step, "val_loss": 1.0 / (1 + step)})
+    assert [row["step"] for row in load_metrics(tmp_path)] == [0, 4, 8, 12]

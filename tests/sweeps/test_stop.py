@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sweeps.cli import main
-from sweeps.requests import STOPPED, ask_to_stop, take_request
+from sweeps.requests import STOPPED, ask_to_stop, forget_requests, read_request
 from tests.sweeps.helpers import Place
 from tests.sweeps.test_search import alive, mlflow_runs, quick, reach, wait_for
 
@@ -84,14 +84,16 @@ def test_a_request_is_for_the_process_at_work_only(place: Place) -> None:
     assert quick(place, "n_trials=1") == 0
 
 
-def test_requests_add_up_and_are_taken_once(tmp_path: Path) -> None:
-    assert take_request(tmp_path) is None
+def test_requests_add_up_until_they_are_forgotten(tmp_path: Path) -> None:
+    assert read_request(tmp_path) is None
     for trial in ("trial-0001", "trial-0002", "trial-0001", None):
         ask_to_stop(tmp_path, trial)
-    request = take_request(tmp_path)
-    assert request is not None
-    assert (request.trials, request.study) == (["trial-0001", "trial-0002"], True)
-    assert take_request(tmp_path) is None
+    for _ in range(2):  # several processes read it
+        request = read_request(tmp_path)
+        assert request is not None
+        assert (request.trials, request.study) == (["trial-0001", "trial-0002"], True)
+    forget_requests(tmp_path)
+    assert read_request(tmp_path) is None
 
 
 def test_unknown_names(place: Place, capsys: pytest.CaptureFixture[str]) -> None:

@@ -79,7 +79,6 @@ def test_what_is_enqueued_comes_first(config: SweepConfig, sampler: str) -> None
     proposals = []
     for _ in range(8):  # resumed every time
         study = opened(config, [ranks, KEYS])
-        study.interrupted()
         proposal = study.ask()
         assert proposal is not None
         proposals.append(proposal.values)
@@ -147,7 +146,7 @@ def test_an_interrupted_trial_keeps_its_number_and_values(config: SweepConfig) -
     assert proposals[0] is not None
     first.report(Evaluation(0, 8, 2.0))
     again = opened(config)
-    assert again.interrupted() == proposals
+    assert [again.ask(), again.ask()] == proposals
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # Optuna warns of a second report at one step
         again.report(Evaluation(0, 8, 2.0))
@@ -162,7 +161,7 @@ def test_a_trial_interrupted_while_it_was_drawn(config: SweepConfig) -> None:
     other = replace(config, storage=config.storage.replace("optuna.db", "other.db"))
     study = opened(other)
     study.optuna.ask({"optimizer.learning_rate": RATE.distribution()})  # and no second axis
-    assert opened(other).interrupted() == [undisturbed]
+    assert opened(other).ask() == undisturbed
 
 
 def test_crashes_are_counted(config: SweepConfig) -> None:
@@ -170,7 +169,7 @@ def test_crashes_are_counted(config: SweepConfig) -> None:
     proposal = study.ask()
     assert proposal is not None
     study.crashed(proposal.number)
-    assert opened(config).interrupted() == [Proposal(proposal.number, proposal.values, crashes=1)]
+    assert opened(config).ask() == Proposal(proposal.number, proposal.values, crashes=1)
 
 
 def test_an_exhausted_space(config: SweepConfig) -> None:
@@ -206,7 +205,7 @@ def test_storages_that_cannot_be_opened(tmp_path: Path) -> None:
     ("url", "words"), [("postgresql://h/optuna", "extra postgres"), ("mysql://h/optuna", "package (MySQLdb)")]
 )
 def test_a_driver_that_is_not_installed_is_named(url: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for package in ("psycopg2", "MySQLdb"):
+    for package in ("psycopg", "psycopg2", "MySQLdb"):
         monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UserError) as error:
         open_storage(url)

@@ -1,0 +1,135 @@
+"""The processes that work on one study, on one machine or on many: who is there, who leads, and whose turn it is.
+
+Each has an entry among the study's attributes in the database, with a number that it raises every few seconds. To the
+others it is gone once that number has stood still for `MISSES` of their own looks. So no clocks are compared, a process
+that slept misses nobody, and while the database is away nobody is missed.
+"""
+
+import os
+import secrets
+import socket
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from typing import Any
+
+import optuna
+import sqlalchemy
+from optuna.exceptions import StorageInternalError
+from sqlalchemy.exc import SQLAlchemyError
+
+MISSES = 6
+ENTRY, LEAD = "process ", "lead"
+_LOCK = sqlalchemy.text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))")
+
+
+class Solo:
+    """The only process at work on its study."""
+
+    me: str | None = None
+    leads, leaderless, lead = True, False, ""
+
+    def alone(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def at_work(self, process: str | None) -> bool:
+        return False
+
+    def take_lead(self) -> bool:
+        return True
+
+    def leave(self) -> None:
+        """Nobody is there to notice."""
+
+
+class Crew:
+    """This process among all that work on `study`. `turn`: a block that one of them is in at a time; `grace`: seconds
+    without a sign of life after which one is gone."""
+
+    def __init__(self, study: optuna.Study, turn: Callable[[], AbstractContextManager[None]], grace: float) -> None:
+        self.study = study
+        self.alone = turn
+        self.me = secrets.token_hex(6)
+        self.leads = self.leaderless = False
+        self._pause = grace / MISSES
+        self._beat = 0
+        self._known: dict[str, tuple[str, int | None]] = {}  # process → where it runs, and its number; None: it left
+        self._missed: Counter[str] = Counter()
+        self._left = threading.Event()
+        self._enter()
+        self._look()
+        self._thread = threading.Thread(target=self._stay, name="signs of life", daemon=True)
+        self._thread.start()
+
+    def at_work(self, process: str | None) -> bool:
+        """Whether another process, the one by this name, is at work on the study."""
+        if process is None or process == self.me:
+            return False
+        if process not in self._known:  # it may have come since the last look
+            self._known = _entries(self.study.user_attrs) | self._known
+        return self._is_there(process)
+
+    def take_lead(self) -> bool:
+        """Whether this process leads the study: it does from now on if nobody else does."""
+        with self.alone():
+            if not self.at_work(self.study.user_attrs.get(LEAD)):
+                self.study.set_user_attr(LEAD, self.me)
+                self.leads = True
+        return self.leads
+
+    @property
+    def lead(self) -> str:
+        """Where the process runs that leads, or led last."""
+        return self._known.get(self.study.user_attrs.get(LEAD, ""), ("another machine", None))[0]
+
+    def leave(self) -> None:
+        """What this process has begun may be taken over at once."""
+        self._left.set()
+        self._thread.join()
+        with suppress(SQLAlchemyError, StorageInternalError):  # otherwise it is missed after a while
+            self._write(None)
+
+    def _stay(self) -> None:
+        while not self._left.wait(self._pause):
+            try:
+                self._enter()
+                self._look()
+            except (SQLAlchemyError, StorageInternalError):
+                self._missed.clear()
+
+    def _enter(self) -> None:
+        self._beat += 1
+        self._write(self._beat)
+
+    def _write(self, beat: int | None) -> None:
+        self.study.set_user_attr(ENTRY + self.me, (f"{socket.gethostname()}, process {os.getpid()}", beat))
+
+    def _look(self) -> None:
+        attributes = self.study.user_attrs
+        entries = _entries(attributes)
+        for process, entry in entries.items():
+            self._missed[process] = self._missed[process] + 1 if self._known.get(process) == entry else 0
+        self._known = entries
+        lead = attributes.get(LEAD, "")
+        self.leads = self.leads and lead == self.me  # it may have been taken for gone
+        self.leaderless = lead != self.me and not self._is_there(lead)
+
+    def _is_there(self, process: str) -> bool:
+        _, beat = self._known.get(process, ("", None))
+        return beat is not None and self._missed[process] < MISSES
+
+
+def _entries(attributes: dict[str, Any]) -> dict[str, tuple[str, int | None]]:
+    return {key.removeprefix(ENTRY): tuple(value) for key, value in attributes.items() if key.startswith(ENTRY)}
+
+
+@contextmanager
+def turn(engine: sqlalchemy.Engine, name: str, limit: float) -> Iterator[None]:
+    """A block that one process at a time is in, of all that use this PostgreSQL database. One that stands still in it
+    for `limit` seconds loses its turn, and the block raises OperationalError at its end."""
+    with engine.begin() as connection:
+        connection.execute(sqlalchemy.text(f"SET LOCAL idle_in_transaction_session_timeout = {int(limit * 1000)}"))
+        connection.execute(_LOCK, {"name": f"lora-sweep {name}"})
+        yield
+        connection.execute(sqlalchemy.text("SELECT 1"))
