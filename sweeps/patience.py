@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from optuna.exceptions import StorageInternalError
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, PendingRollbackError, ProgrammingError
 
 from lora_core.errors import UserError
 from sweeps import interrupts
@@ -28,7 +28,7 @@ def patient(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[An
         while True:
             try:
                 return method(self, *args, **kwargs)
-            except (OperationalError, StorageInternalError) as error:
+            except (DBAPIError, PendingRollbackError, StorageInternalError) as error:
                 if not is_away(error):
                     raise
                 if time.monotonic() - began > PATIENCE:
@@ -46,8 +46,12 @@ def patient(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[An
 
 
 def is_away(error: Exception) -> bool:
-    """Whether it may be otherwise later: the database cannot be reached, is busy, or ended the conversation."""
-    return isinstance(_cause(error), OperationalError)
+    """Whether it may be otherwise later: the database cannot be reached, is busy, or broke off the conversation, for
+    which drivers have all kinds of errors."""
+    cause = _cause(error)
+    if isinstance(cause, ProgrammingError | DataError | IntegrityError):
+        return False
+    return isinstance(cause, DBAPIError | PendingRollbackError)
 
 
 def _cause(error: Exception) -> BaseException:

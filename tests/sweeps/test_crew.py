@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from threading import Thread
@@ -13,6 +14,7 @@ from sweeps.axes import Axis
 from sweeps.config import ClusterConfig, SearchConfig, SweepConfig
 from sweeps.crew import Crew
 from sweeps.study import Evaluation, Proposal, Study, opening_shared
+from tests import postgres
 
 RATE = Axis("optimizer.learning_rate", "float", low=1e-5, high=1e-3, log=True)
 RANK = Axis("lora_parameters.rank", "categorical", choices=[2, 4])
@@ -179,3 +181,34 @@ def test_one_leads_and_another_takes_over(config: SweepConfig, machines: Machine
     wait_for_gone(studies[0], studies[2])
     assert studies[1].crew.leaderless
     assert [study.take_lead() for study in studies[1:]] == [True, False]
+
+
+@pytest.mark.faults
+def test_the_database_restarts(
+    config: SweepConfig, machines: Machines, postgres_server: postgres.Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At random moments of what the machines ask of it; none of them takes another for gone."""
+    config = replace(config, n_trials=150)
+    studies = [machines.open(config) for _ in range(4)]
+    with ThreadPoolExecutor(4) as threads:
+        working = [threads.submit(reported, study) for study in studies]
+        for _ in range(3):
+            time.sleep(1)
+            postgres_server.stop()
+            time.sleep(GRACE)
+            postgres_server.start()
+        found = [numbers for work in working for numbers in work.result()]
+    assert sorted(found) == list(range(150))
+    assert all(trial.state.name == "COMPLETE" for trial in studies[0].ended)
+    assert "does not answer" in capsys.readouterr().out
+
+
+def reported(study: Study) -> list[int]:
+    """As `all_of`, with evaluations on the way."""
+    numbers = []
+    while (proposal := study.ask()) is not None:
+        study.judge([Evaluation(proposal.number, step, 1.0) for step in (1, 2)])
+        assert study.lost() == []
+        study.tell(ended(proposal))
+        numbers.append(proposal.number)
+    return numbers

@@ -62,7 +62,8 @@ class Machines:
         living = [process for process in self.running if process not in dead]
         wait_for(lambda: self._look() and all(process.poll() is not None for process in living))
         said = {process: process.communicate() for process in living}
-        assert {process.returncode for process in living} == {0}, said
+        for process, (_, error) in said.items():
+            assert process.returncode == 0, error[-2000:]
         return {process: out for process, (out, _) in said.items()}
 
     def _look(self) -> bool:

@@ -4,7 +4,7 @@ import sqlite3
 
 import pytest
 from optuna.exceptions import StorageInternalError
-from sqlalchemy.exc import OperationalError, ProgrammingError
+from sqlalchemy.exc import DatabaseError, OperationalError, PendingRollbackError, ProgrammingError
 
 from lora_core.errors import UserError
 from sweeps import patience
@@ -45,7 +45,13 @@ def no_time_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patience.time, "monotonic", lambda: clock[0])
 
 
-@pytest.mark.parametrize("error", [AWAY, wrapped(AWAY)])
+BROKEN_OFF = [
+    DatabaseError("SELECT 1", {}, sqlite3.DatabaseError("connection refused")),
+    PendingRollbackError("connection refused"),
+]
+
+
+@pytest.mark.parametrize("error", [AWAY, wrapped(AWAY), *map(wrapped, BROKEN_OFF)])
 def test_it_is_asked_again(error: Exception) -> None:
     asked = Asked(9, error)
     assert asked.ask("so") == "so!"
