@@ -7,11 +7,14 @@ import ctypes
 import ctypes.util
 import os
 import re
+import subprocess
 import sys
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from lora_core.errors import UserError
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -26,6 +29,7 @@ CUDA_ENVIRONMENT = {
 }
 FUSED_ATTENTION_MULTIPLE = 128  # CUDA: the backward pass of fused attention takes no other lengths
 LENGTH_MULTIPLE = 8
+_RATHER_SLOTS = "Two workers on one would only share its time: trainer.slots trains several trials at a time."
 # How MLX and what it calls word it: its allocators, Metal's command buffers, the CUDA runtime, cuBLAS (3 is its code
 # for a failed allocation), cuDNN, and C++. A failed cudaMalloc may give any reason: it is the first call to notice.
 _OUT_OF_MEMORY = re.compile(
@@ -60,6 +64,38 @@ def prepare() -> list[str]:
     if _load_first(_openblas_candidates()):
         return ["CPU: MLX multiplies matrices with OpenBLAS; packed and single trials may differ slightly."]
     return ["CPU: found neither MKL nor OpenBLAS, so training is about 75 times slower: pip install mkl."]
+
+
+def shares(workers: int) -> list[dict[str, str]]:
+    """For each of several processes that train on this machine, the part of the environment that leaves it a device, or
+    cores, of its own. Raises UserError where there is none for each: sharing one saves nothing, `trainer.slots` does.
+    """
+    if workers == 1:
+        return [{}]
+    if sys.platform == "darwin":
+        raise UserError(f"cluster.workers={workers}: a Mac has one GPU. {_RATHER_SLOTS}")
+    if _has_cuda_wheel():
+        there = _cuda_devices()
+        if len(there) < workers:
+            raise UserError(f"cluster.workers={workers}: there are {len(there)} CUDA devices. {_RATHER_SLOTS}")
+        return [{"CUDA_VISIBLE_DEVICES": device} for device in there[:workers]]
+    cores = len(os.sched_getaffinity(0))
+    if cores < workers:
+        raise UserError(f"cluster.workers={workers}: there are {cores} CPU cores. Give at most one worker for each.")
+    threads = str(cores // workers)
+    return [{"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads} for _ in range(workers)]
+
+
+def _cuda_devices() -> list[str]:
+    """What the environment leaves to this process, or all that the driver lists."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        return [device.strip() for device in given.split(",") if device.strip()]
+    try:
+        listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True).stdout
+    except OSError:
+        return []
+    return [str(index) for index, _ in enumerate(listed.splitlines())]
 
 
 def _has_cuda_wheel() -> bool:

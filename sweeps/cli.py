@@ -6,6 +6,7 @@ Nothing heavy is imported before it is known that it will be needed, so that `--
 import os
 import signal
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 
 from lora_core import disk
@@ -34,9 +35,13 @@ train, search and plan take Hydra's overrides and flags: --help lists groups and
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command. 0: done; 1: a bug of ours, or a full disk; 2: bad input; 130: Ctrl-C; 143: SIGTERM."""
-    arguments = sys.argv[1:] if argv is None else argv
+    return guarded(_run, sys.argv[1:] if argv is None else argv)
+
+
+def guarded(command: Callable[[list[str]], int], arguments: list[str]) -> int:
+    """Runs a command; what it raises becomes a line and an exit code."""
     try:
-        return _run(arguments)
+        return command(arguments)
     except UserError as error:
         print(f"lora-sweep: {error}", file=sys.stderr)
         return 2

@@ -1,14 +1,15 @@
 """The parent's side of a worker: starts the process, talks to it, and says what became of it."""
 
+import os
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 from lora_core.errors import UserError
@@ -50,8 +51,14 @@ class OutOfMemory(WorkerDied):
 class Worker:
     """A child process that trains. Use as a context manager: it is ended on the way out."""
 
-    def __init__(self, setup: Setup, on_progress: Callable[[Progress], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        setup: Setup,
+        on_progress: Callable[[Progress], None] = lambda _: None,
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.on_progress = on_progress
+        self.environment = environment  # beside what this process has in its own
         self.between: Callable[[], None] = lambda: None  # called after each message
         self.setup = setup
         self._start()
@@ -60,6 +67,7 @@ class Worker:
         self.log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (closed by _end)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "sweeps.worker"],
+            env=os.environ | self.environment,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True,
         )  # fmt: skip
         assert self.process.stdin is not None and self.process.stdout is not None

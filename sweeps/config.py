@@ -95,7 +95,6 @@ def resolve(composed: DictConfig) -> SweepConfig:
     if config.tracking.experiment is None:
         config.tracking.experiment = f"{short_name(config.model.path)}/{short_name(config.data.path)}"
     check(config)
-    _check_not_yet(config)
     _check_study(config)
     for each in config.search.enqueue:
         _require(isinstance(each, dict), "search.enqueue", config.search.enqueue, "a list of {key: value}")
@@ -128,15 +127,6 @@ def short_name(path: str) -> str:
     return re.sub(r"^llm-|\.(jsonl|gguf)$", "", name)
 
 
-def _check_not_yet(config: SweepConfig) -> None:
-    off = {
-        "cluster.workers": (config.cluster.workers, 1),
-    }
-    for key, (found, default) in off.items():
-        if found != default:
-            raise UserError(f"{key} is not there yet: leave it at its default.")
-
-
 def _check_when(when: Any) -> None:
     plain = when is None or (isinstance(when, dict) and all("=" in str(text) for text in when.values()))
     _require(plain, "search.when", when, "{axis:'key=value'}, in quotes")
@@ -155,6 +145,7 @@ def _check_study(config: SweepConfig) -> None:
     _require(config.n_trials >= 1, "n_trials", config.n_trials, "1 or more")
     keep = config.tracking.keep
     _require(keep == "all" or (isinstance(keep, int) and keep >= 1), "tracking.keep", keep, "all, or 1 or more")
+    _require(config.cluster.workers >= 1, "cluster.workers", config.cluster.workers, "1 or more")
     _require(config.cluster.grace >= 1, "cluster.grace", config.cluster.grace, "seconds, 1 or more")
     confirm = config.search.confirm
     _require(confirm.k >= 0, "search.confirm.k", confirm.k, "0 or more")

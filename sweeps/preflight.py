@@ -66,7 +66,8 @@ def variants(job: Job) -> dict[str, dict]:
 def most_slots(config: SweepConfig, earlier: StudyRecord | None) -> int:
     """A search that learns from ended trials must not start most of them blindly. A study goes on as it began, or
     as memory then allowed."""
-    most = _most(config.search.sampler["name"], config.search.pruner["name"], config.n_trials)
+    trials = max(1, config.n_trials // config.cluster.workers)
+    most = _most(config.search.sampler["name"], config.search.pruner["name"], trials)
     if earlier is None or "slots" not in earlier.environment:
         return most
     wished, used = config.trainer.slots, int(earlier.environment["slots"])

@@ -3,10 +3,11 @@
 import shlex
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from datetime import datetime
 from pathlib import Path
 
+from lora_core import backend
 from lora_core.batches import steps_for
 from lora_core.records import StudyRecord, adapter_damage, now, save_study
 from reports.constraints import constraints_of
@@ -15,6 +16,7 @@ from sweeps import interrupts
 from sweeps.client import Bug, DiskFull, OutOfMemory, Worker, WorkerDied
 from sweeps.display import Display
 from sweeps.keep import drop_adapters
+from sweeps.members import members
 from sweeps.preflight import (
     check_places,
     opening,
@@ -27,7 +29,7 @@ from sweeps.requests import forget_requests, read_request
 from sweeps.scoring import score
 from sweeps.slots import measure, slots_line
 from sweeps.space import Job, cap_num_layers
-from sweeps.study import Study, opening_shared
+from sweeps.study import Study, is_shared, opening_shared
 from sweeps.study_folder import (
     LOG,
     check_fits,
@@ -48,17 +50,20 @@ from sweeps.trouble import Trouble, cause_of
 from sweeps.warm_start import warm_start
 
 
-def run(job: Job) -> int:
-    """Runs or resumes the study that the command line describes.
+def run(job: Job, is_member: bool = False) -> int:
+    """Runs or resumes the study that the command line describes, or joins in it. `is_member`: joins the process that
+    has started this one, see `sweeps.members`.
 
     Returns the exit code: 1 if no trial completed, or if the training process died. Raises UserError for bad
     input, before anything is written.
     """
     with interrupts.handled():
-        return _run(job)
+        return _run(job, is_member)
 
 
-def _run(job: Job) -> int:
+def _run(job: Job, is_member: bool) -> int:
+    # A member's environment is its share already, and the folder is held by the process that has started it.
+    shares = [{}] if is_member else backend.shares(job.config.cluster.workers)
     name = job.config.study or f"{job.config.search.name}-{datetime.now():%Y%m%d-%H%M%S}"
     folder = Path(job.config.output_dir).absolute() / name
     check_places(job.config, folder)
@@ -68,13 +73,14 @@ def _run(job: Job) -> int:
     try:
         with (
             ExitStack() as after,
-            Worker(Setup(job.config.to_dict(), slots, variants(job)), display.progress) as worker,
+            Worker(Setup(job.config.to_dict(), slots, variants(job)), display.progress, shares[0]) as worker,
         ):
             with display.doing("Loading the model and the data"):
                 ready = worker.ready()
             search = _search(name, job, ready, folder, display)
             after.callback(search.study.crew.leave)  # once the worker has saved its trials, others may have them
-            search.run(worker, ready.slots, choose, measuring=choose or earlier is None)
+            with nullcontext() if is_member else locked(folder, is_shared(job.config.storage)):
+                search.run(worker, ready.slots, choose, choose or earlier is None, shares[1:])
     except (WorkerDied, Trouble) as end:
         display.fail(str(end))
         return 1
@@ -128,11 +134,11 @@ class Search:
         self.display = display
         self.trials = Trials(job, study, record, folder, tracker, display)
 
-    def run(self, worker: Worker, slots: int, choose: bool, measuring: bool) -> None:
+    def run(self, worker: Worker, slots: int, choose: bool, measuring: bool, shares: list[dict[str, str]]) -> None:
         """Trains what is missing of the study, in `slots` or in as many of them as `choose` finds best; confirms the
         winner, merges it, scores the test set, writes the report. `measuring`: whether it is to be found out how well
-        slots do."""
-        with locked(self.folder, self.study.is_shared), self._recorded(None if choose else slots):
+        slots do. `shares`: of this machine, for other workers."""
+        with self._recorded(None if choose else slots):
             if self.leads:
                 forget_requests(self.folder)
                 (self.folder / LOG).unlink(missing_ok=True)  # of an earlier run
@@ -141,7 +147,8 @@ class Search:
                 slots = self._measured(worker, choose)
             self._use(slots)
             with self.display:
-                slots = self._train(self.trials.train, worker, slots)
+                with members(self.job.argv, self.record.study, shares, self._note):
+                    slots = self._train(self.trials.train, worker, slots)
                 if self.leads:
                     self._train(self.trials.confirm, worker, slots)
             if self.leads:

@@ -17,7 +17,7 @@ from reports.constraints import ALIASES, Constraint, parse
 from sweeps.axes import Axis, storable
 from sweeps.conditions import conditions_of, parents_first, present
 from sweeps.config import SweepConfig
-from sweeps.connect import first_line, public
+from sweeps.connect import alone, first_line, public, sqlite_file
 from sweeps.crew import Crew, Solo, turn
 from sweeps.fingerprint import differences, fingerprint, identity
 from sweeps.patience import patient
@@ -86,13 +86,14 @@ class Study:
         self._check_same(name, config, axes, contents)
         self._live: dict[int, optuna.Trial] = {}
         self.say: Callable[[str], None] = print
-        self.is_shared = is_shared(config.storage)
-        self.crew = self._join(storage, config.cluster.grace)
+        self.is_shared = is_shared(config.storage) or config.cluster.workers > 1
+        self.crew: Solo | Crew = self._join(storage, config) if self.is_shared else Solo()
 
-    def _join(self, storage: optuna.storages.RDBStorage, grace: float) -> Solo | Crew:
-        if not self.is_shared:
-            return Solo()
-        return Crew(self.optuna, partial(turn, storage.engine, f"study {self.optuna.study_name}", grace), grace)
+    def _join(self, storage: optuna.storages.RDBStorage, config: SweepConfig) -> Crew:
+        name, grace = f"study {self.optuna.study_name}", config.cluster.grace
+        if is_shared(config.storage):
+            return Crew(self.optuna, partial(turn, storage.engine, name, grace), grace)
+        return Crew(self.optuna, partial(alone, f"{sqlite_file(config.storage)} {name}"), grace)
 
     @property
     @patient
@@ -254,7 +255,7 @@ def check_same(name: str, known: dict[str, Any], ours: dict[str, Any]) -> None:
 
 
 def is_shared(url: str) -> bool:
-    """Whether several processes may work on one study in the storage at `url`."""
+    """Whether several machines may work on one study in the storage at `url`."""
     return url.startswith("postgresql")
 
 

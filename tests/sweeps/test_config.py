@@ -128,7 +128,7 @@ def test_a_bad_store_is_traced_to_the_environment(monkeypatch: pytest.MonkeyPatc
         ("search.constraints=['peak_memory<2']", "no metric peak_memory. Did you mean peak_memory_gb?"),
         ("search.when={a:1}", "search.when is {'a': 1}: expected"),
         ("tracking.keep=best", "tracking.keep is 'best': expected all, or 1 or more"),
-        ("cluster.workers=2", "cluster.workers is not there yet"),
+        ("cluster.workers=0", "cluster.workers is 0: expected 1 or more"),
         ("quantization=4", "quantization=4 is not there yet"),
         ("train_type=full", "train_type=full is not there yet"),
         ("optimizer.lora_plus_ratio=0", "optimizer.lora_plus_ratio is 0.0: expected a finite number above 0"),

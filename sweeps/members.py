@@ -1,0 +1,75 @@
+"""`cluster.workers`: other processes of this machine that join the study of this one.
+
+python -m sweeps.members key=value ...      such a process; the arguments are those of the search
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import IO
+
+from sweeps import interrupts
+
+
+@contextmanager
+def members(argv: list[str], study: str, shares: list[dict[str, str]], say: Callable[[str], None]) -> Iterator[None]:
+    """One process for each of `shares`, which is what its environment has for itself. They end when nothing is left to
+    train; an exception in the block ends them as Ctrl-C would. Of their trials this process tells, of their failures
+    `say`."""
+    logs = [tempfile.TemporaryFile("w+", errors="replace") for _ in shares]  # noqa: SIM115 (closed below)
+    started = [_start([*argv, f"study={study}"], share, log) for share, log in zip(shares, logs, strict=True)]
+    try:
+        yield
+    except BaseException:
+        for process in started:
+            assert process.stdin is not None
+            process.stdin.close()
+        raise
+    finally:
+        for process, log in zip(started, logs, strict=True):
+            if process.wait() not in (0, 128 + signal.SIGINT):
+                log.seek(0)
+                last = next(reversed(log.read().splitlines()), f"exit code {process.returncode}")
+                say(f"A worker ended early, and the others took its trials: {last}")
+            log.close()
+
+
+def _start(argv: list[str], share: dict[str, str], log: IO[str]) -> subprocess.Popen:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sweeps.members", *argv],
+        env=os.environ | share, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log,
+        start_new_session=True,  # the terminal's Ctrl-C is for this process, which passes it on
+    )  # fmt: skip
+    interrupts.end_on_leaving(process)
+    return process
+
+
+def main() -> int:
+    """Joins the study, and leaves it as with Ctrl-C once the process that started this one closes the pipe, or dies."""
+    from sweeps.cli import guarded
+
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    return guarded(_join, sys.argv[1:])
+
+
+def _join(argv: list[str]) -> int:
+    from sweeps.flags import Flags
+    from sweeps.search import run
+    from sweeps.space import make_job
+
+    flags = Flags.parse(argv)
+    return run(make_job(flags.overrides, flags.config_dir), is_member=True)
+
+
+def _leave_with_parent() -> None:
+    sys.stdin.read()
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
