@@ -1,6 +1,7 @@
 """Several workers on one machine: the cores or cards each of them gets, and that nothing else comes of it."""
 
 import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -81,19 +82,19 @@ def test_two_workers_give_what_one_gives(
 
 @MORE_THAN_ONE_CORE
 @pytest.mark.faults
-def test_both_end_with_the_first(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_both_end_with_the_first(tmp_path: Path, number: int, code: int) -> None:
     """However it ends; what they had begun is there to go on with."""
     place = Place(tmp_path)
-    for number, code in ((2, 130), (9, -9)):
-        parent = place.start(*arguments(place, "cluster.workers=2", "trainer.iters=2000"))
-        reach_two(place, parent)
-        members = children(parent.pid)
-        assert len(members) == 2  # the trainer and the member
-        everyone = [*members, *(each for member in members for each in children(member))]
-        parent.send_signal(number)
-        _, said = parent.communicate(timeout=60)
-        assert parent.returncode == code and "Traceback" not in said
-        wait_for(lambda everyone=everyone: not any(map(alive, everyone)), 60)  # type: ignore[misc]
+    parent = place.start(*arguments(place, "cluster.workers=2", "trainer.iters=2000"))
+    reach_two(place, parent)
+    members = children(parent.pid)
+    assert len(members) == 2  # the trainer and the member
+    everyone = [*members, *(each for member in members for each in children(member))]
+    parent.send_signal(number)
+    _, said = parent.communicate(timeout=60)
+    assert parent.returncode == code and "Traceback" not in said
+    wait_for(lambda: not any(map(alive, everyone)), 60)
     assert [(trial.name, trial.state) for trial in place.trials()] == [("trial-0000", "running")]
 
 
