@@ -1,6 +1,5 @@
 """A search from its first line to its last: what is checked, the trials, the winner, the report."""
 
-import shlex
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
@@ -9,13 +8,12 @@ from pathlib import Path
 
 from lora_core import backend
 from lora_core.batches import steps_for
-from lora_core.records import StudyRecord, adapter_damage, now, save_study
+from lora_core.records import StudyRecord, now, save_study
 from reports.constraints import constraints_of
-from reports.wording import typed
 from sweeps import interrupts
 from sweeps.client import Bug, DiskFull, OutOfMemory, Worker, WorkerDied
+from sweeps.closing import Closing
 from sweeps.display import Display
-from sweeps.keep import drop_adapters
 from sweeps.members import members
 from sweeps.preflight import (
     check_places,
@@ -26,7 +24,6 @@ from sweeps.preflight import (
 )
 from sweeps.protocol import Ready, Setup
 from sweeps.requests import forget_requests, read_request
-from sweeps.scoring import score
 from sweeps.slots import measure, slots_line
 from sweeps.space import Job, cap_num_layers
 from sweeps.study import Study, is_shared, opening_shared
@@ -286,61 +283,18 @@ class Search:
         return str(error) if isinstance(error, DiskFull) else cause_of(error)
 
     def _finish(self, worker: Worker) -> None:
-        """What fails here is said, and can be done again: the trials are complete."""
-        self._fuse_winner(worker)
-        self._score(worker)
-        if (keep := self.job.config.tracking.keep) != "all":
-            drop_adapters(self.folder, int(keep))
+        closing = Closing(self.job.config, self.record, self.folder, self.display, self._note)
+        closing.fuse_winner(worker)
+        closing.score(worker, self.tracker)
+        closing.drop_adapters()
         self.record.ended = now()
         self._save("complete")
-        report = self._report()
+        report = closing.report()
         with self.display.doing("Telling MLflow"):
             problem = self.tracker.close_study(self.record, "complete", report)
         if problem:
             self.display.say(problem)
         self._save("complete")
-
-    def _fuse_winner(self, worker: Worker) -> None:
-        from reports.study import load
-
-        best = load(self.folder).winner
-        if best is None or not self.job.config.fuse or best.adapter is None:
-            return
-        adapter = Path(best.adapter)
-        with self.display.doing("Merging the winner into the base model"):
-            try:
-                damage = adapter_damage(best, adapter)
-                problem = damage or worker.fuse(adapter, best.config, self.folder / "best").reason
-            except WorkerDied as death:
-                problem = write_log(self.folder, death)
-        if problem:
-            self._note(f"The winner was not merged into the base model: {problem}")
-
-    def _score(self, worker: Worker) -> None:
-        """The winner is known by now: what the test set says changes nothing."""
-        if not self.record.data["rows"].get("test"):
-            return
-        try:
-            with self.display.doing("Scoring the test set"):
-                problems = score(worker, self.folder, self.tracker)
-        except WorkerDied as death:
-            problems = [f"The test set was not scored: {write_log(self.folder, death)}"]
-        for problem in problems:
-            self._note(problem)
-
-    def _report(self) -> Path | None:
-        from reports.writer import build
-
-        try:
-            with self.display.doing("Writing the report"):
-                return build(self.folder).parent
-        except Exception as error:  # whatever it is, hours of training must not look lost for it
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            again = typed(
-                shlex.join(["lora-sweep", "report", self.record.study, "--output-dir", str(self.folder.parent)])
-            )
-            self._note(f"The report could not be written ({reason}). Once mended: {again}")
-            return None
 
     def _note(self, line: str) -> None:
         self.record.notes.append(line)

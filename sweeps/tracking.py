@@ -5,7 +5,6 @@ what was missed is made up for from disk: when the store answers again, when the
 """
 
 import functools
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Concatenate, ParamSpec
@@ -14,10 +13,10 @@ import yaml
 
 from lora_core.records import StudyRecord, TrialRecord, load_metrics, load_trial, load_trials
 from lora_core.trial import TrialSpec
-from reports.constraints import broken, constraints_of
 from reports.study import Study
 from sweeps import champion
 from sweeps.connect import FAILURES, first_line, public
+from sweeps.history import History
 from sweeps.links import base_of, run_link, study_link
 from sweeps.run_values import keeps_all, study_tags
 from sweeps.store import Store, milliseconds
@@ -28,7 +27,6 @@ if TYPE_CHECKING:  # `sweeps.connect` decides how mlflow is imported
     from mlflow.entities import Run
 
 P = ParamSpec("P")
-BEST, VALUE = "study/best_so_far", "study/trial_value"
 
 
 def _if_reachable(
@@ -61,8 +59,6 @@ class Tracker:
         self._live: dict[str, TrialRun] = {}
         self._begun: set[str] = set()  # trials that were started since `open_study`
         self._over: set[str] = set()  # trials whose runs have ended
-        self._best = math.inf
-        self._latest = 0
 
     @property
     def link(self) -> str:
@@ -81,6 +77,7 @@ class Tracker:
     def prepare(self, study: StudyRecord, folder: Path) -> None:
         """The part of `open_study` that needs no store."""
         self.study, self.folder = study, folder
+        self._history = History(self.store, study)
         self._earlier = {record.name for record in self._records()}
         store = self.store
         link = study_link(base_of(store.uri), store.experiment_id, study.study)
@@ -130,7 +127,7 @@ class Tracker:
             self._end(record)
         else:
             return
-        self._tell_study(record)
+        self._history.add(record)
 
     @_if_reachable
     def log_number(self, name: str, metric: str, number: float) -> None:
@@ -207,7 +204,7 @@ class Tracker:
         for name, run in there.items():
             if run.info.status == "RUNNING" and name not in self._live and name not in self._over:
                 self.store.end(run.info.run_id, "KILLED", INTERRUPTED)
-        self._tell_study_rest(records)
+        self._history.catch_up(records)
 
     def _records(self) -> list[TrialRecord]:
         if self.study.kind == "train":
@@ -281,41 +278,6 @@ class Tracker:
         self._live[record.name].end(record)
         del self._live[record.name]
         self._over.add(record.name)
-
-    def _tell_study(self, record: TrialRecord) -> None:
-        """Trials end out of order; the best so far belongs to the highest number that has ended."""
-        if self._note_best(record):
-            assert record.number is not None and record.value is not None
-            points = [(BEST, self._best, self._latest), (VALUE, record.value, record.number)]
-            self.store.log(self.study.tracking["run_id"], points, milliseconds())
-
-    def _tell_study_rest(self, records: list[TrialRecord]) -> None:
-        """What the study's own curves lack."""
-        counted = [record for record in records if self._note_best(record)]
-        if not counted:
-            return
-        run_id = self.study.tracking["run_id"]
-        told = {metric: {step for step, _ in self.store.history(run_id, metric)} for metric in (BEST, VALUE)}
-        best, points = math.inf, []
-        for record in counted:
-            assert record.number is not None and record.value is not None
-            best = min(best, record.value)
-            points += [(BEST, best, record.number), (VALUE, record.value, record.number)]
-        missing = [point for point in points if point[2] not in told[point[0]]]
-        if missing:
-            self.store.log(run_id, missing, milliseconds())
-
-    def _note_best(self, record: TrialRecord) -> bool:
-        """Whether the trial is one that counts in the search."""
-        if record.role != "trial" or record.state != "complete":
-            return False
-        if record.number is None or record.value is None:
-            return False
-        if broken(record, constraints_of(self.study.config)):
-            return False
-        self._best = min(self._best, record.value)
-        self._latest = max(self._latest, record.number)
-        return True
 
 
 def _has_ended(run: "Run") -> bool:

@@ -1,0 +1,77 @@
+"""What follows the last trial of a search. What fails here is said, and can be done again: the trials are complete."""
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+from lora_core.records import StudyRecord, adapter_damage
+from reports.wording import typed
+from sweeps.client import Worker, WorkerDied
+from sweeps.config import SweepConfig
+from sweeps.display import Display
+from sweeps.keep import drop_adapters
+from sweeps.scoring import score
+from sweeps.study_folder import write_log
+from sweeps.telling import Teller
+
+
+class Closing:
+    """The end of the study in `folder`. `note` takes lines for the record and the user."""
+
+    def __init__(
+        self, config: SweepConfig, record: StudyRecord, folder: Path, display: Display, note: Callable[[str], None]
+    ) -> None:
+        self.config = config
+        self.record = record
+        self.folder = folder
+        self.display = display
+        self.note = note
+
+    def fuse_winner(self, worker: Worker) -> None:
+        """Merges the winner's adapter into the base model, if that is wanted."""
+        from reports.study import load
+
+        best = load(self.folder).winner
+        if best is None or not self.config.fuse or best.adapter is None:
+            return
+        adapter = Path(best.adapter)
+        with self.display.doing("Merging the winner into the base model"):
+            try:
+                damage = adapter_damage(best, adapter)
+                problem = damage or worker.fuse(adapter, best.config, self.folder / "best").reason
+            except WorkerDied as death:
+                problem = write_log(self.folder, death)
+        if problem:
+            self.note(f"The winner was not merged into the base model: {problem}")
+
+    def score(self, worker: Worker, tracker: Teller) -> None:
+        """Scores the test set, if there is one. The winner is known by now: what it says changes nothing."""
+        if not self.record.data["rows"].get("test"):
+            return
+        try:
+            with self.display.doing("Scoring the test set"):
+                problems = score(worker, self.folder, tracker)
+        except WorkerDied as death:
+            problems = [f"The test set was not scored: {write_log(self.folder, death)}"]
+        for problem in problems:
+            self.note(problem)
+
+    def drop_adapters(self) -> None:
+        """Deletes the adapters that are not to be kept."""
+        if (keep := self.config.tracking.keep) != "all":
+            drop_adapters(self.folder, int(keep))
+
+    def report(self) -> Path | None:
+        """Writes the report; returns its folder."""
+        from reports.writer import build
+
+        try:
+            with self.display.doing("Writing the report"):
+                return build(self.folder).parent
+        except Exception as error:  # whatever it is, hours of training must not look lost for it
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            again = typed(
+                shlex.join(["lora-sweep", "report", self.record.study, "--output-dir", str(self.folder.parent)])
+            )
+            self.note(f"The report could not be written ({reason}). Once mended: {again}")
+            return None
