@@ -51,7 +51,7 @@ def prepare() -> list[str]:
     """
     if sys.platform != "linux":
         return []
-    if _has_cuda_wheel():
+    if has_cuda():
         for name, value in CUDA_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         return []
@@ -74,7 +74,7 @@ def shares(workers: int) -> list[dict[str, str]]:
         return [{}]
     if sys.platform == "darwin":
         raise UserError(f"cluster.workers={workers}: a Mac has one GPU. {_RATHER_SLOTS}")
-    if _has_cuda_wheel():
+    if has_cuda():
         there = _cuda_devices()
         if len(there) < workers:
             raise UserError(f"cluster.workers={workers}: there are {len(there)} CUDA devices. {_RATHER_SLOTS}")
@@ -98,7 +98,8 @@ def _cuda_devices() -> list[str]:
     return [str(index) for index, _ in enumerate(listed.splitlines())]
 
 
-def _has_cuda_wheel() -> bool:
+def has_cuda() -> bool:
+    """Whether this is an installation for NVIDIA cards."""
     return any(_is_installed(name) for name in CUDA_WHEELS)
 
 

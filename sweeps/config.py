@@ -67,8 +67,12 @@ class TrackingConfig:
 
 @dataclass
 class ClusterConfig:
+    name: str = "local"
     workers: int = 1
     grace: float = 60.0  # seconds
+    address: str | None = None  # of a Ray cluster; None: the one RAY_ADDRESS names, or this machine
+    cpus: float = 1.0  # of a worker that Ray places
+    gpus: float | None = None  # the same; None: 1 on CUDA
 
 
 @dataclass
@@ -145,6 +149,7 @@ def _check_study(config: SweepConfig) -> None:
     _require(config.n_trials >= 1, "n_trials", config.n_trials, "1 or more")
     keep = config.tracking.keep
     _require(keep == "all" or (isinstance(keep, int) and keep >= 1), "tracking.keep", keep, "all, or 1 or more")
+    _require(config.cluster.name in ("local", "ray"), "cluster.name", config.cluster.name, "local or ray")
     _require(config.cluster.workers >= 1, "cluster.workers", config.cluster.workers, "1 or more")
     _require(config.cluster.grace >= 1, "cluster.grace", config.cluster.grace, "seconds, 1 or more")
     confirm = config.search.confirm

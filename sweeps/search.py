@@ -10,7 +10,7 @@ from lora_core import backend
 from lora_core.batches import steps_for
 from lora_core.records import StudyRecord, now, save_study
 from reports.constraints import constraints_of
-from sweeps import interrupts
+from sweeps import interrupts, ray_cluster
 from sweeps.client import Bug, DiskFull, OutOfMemory, Worker, WorkerDied
 from sweeps.closing import Closing
 from sweeps.display import Display
@@ -54,6 +54,8 @@ def run(job: Job, is_member: bool = False) -> int:
     Returns the exit code: 1 if no trial completed, or if the training process died. Raises UserError for bad
     input, before anything is written.
     """
+    if job.config.cluster.name == "ray" and not is_member:
+        return ray_cluster.run(job)
     with interrupts.handled():
         return _run(job, is_member)
 

@@ -22,7 +22,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.delitem(sys.modules, "mlx.core", raising=False)
     monkeypatch.delenv("MKL_CBWR", raising=False)
-    monkeypatch.setattr(backend, "_has_cuda_wheel", lambda: False)
+    monkeypatch.setattr(backend, "has_cuda", lambda: False)
     monkeypatch.setattr(backend, "_mkl_candidates", lambda: ["libmkl_rt.so.9"])
     monkeypatch.setattr(backend, "_openblas_candidates", lambda: ["libopenblas.so.0"])
     monkeypatch.setattr(backend.ctypes, "CDLL", lambda name, mode: names.append(name))
@@ -70,7 +70,7 @@ def test_too_late_after_mlx(loaded: list[str], monkeypatch: pytest.MonkeyPatch) 
 def test_cuda_gets_what_suits_packs_unless_set(
     set_before: str | None, name: str, loaded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backend, "_has_cuda_wheel", lambda: True)
+    monkeypatch.setattr(backend, "has_cuda", lambda: True)
     for each in backend.CUDA_ENVIRONMENT:
         monkeypatch.setenv(each, "")  # put back afterwards
         monkeypatch.delenv(each)
@@ -83,7 +83,7 @@ def test_cuda_gets_what_suits_packs_unless_set(
 @pytest.mark.parametrize("platform", ["darwin", "cuda"])
 def test_nothing_happens_on_macos_and_cuda(platform: str, loaded: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     if platform == "cuda":
-        monkeypatch.setattr(backend, "_has_cuda_wheel", lambda: True)
+        monkeypatch.setattr(backend, "has_cuda", lambda: True)
     else:
         monkeypatch.setattr(sys, "platform", platform)
     assert fresh_prepare() == []

@@ -19,14 +19,14 @@ MORE_THAN_ONE_CORE = pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two w
 
 @pytest.fixture
 def no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "_has_cuda_wheel", lambda: False)
+    monkeypatch.setattr(backend, "has_cuda", lambda: False)
     monkeypatch.setattr(backend.sys, "platform", "linux")
     monkeypatch.setattr(backend.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
 
 
 @pytest.fixture
 def cuda(no_cuda: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "_has_cuda_wheel", lambda: True)
+    monkeypatch.setattr(backend, "has_cuda", lambda: True)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 5")
 
 

@@ -1,0 +1,36 @@
+"""Workers that Ray places: on a Ray of this machine, the same study as without."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from lora_core.errors import UserError
+from sweeps import ray_cluster
+from sweeps.cli import main
+from sweeps.space import make_job
+from tests.sweeps.test_members import MORE_THAN_ONE_CORE, Place, arguments, processes
+
+
+@MORE_THAN_ONE_CORE
+@pytest.mark.ray
+def test_two_workers_of_ray_give_what_one_process_gives(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    one, two = Place(tmp_path_factory.mktemp("one")), Place(tmp_path)
+    assert main(arguments(one)) == 0
+    assert main(arguments(two, "cluster=ray", "cluster.workers=2")) == 0
+    assert len(processes(two)) == 2
+    assert two.results() == one.results()
+    assert two.record().state == "complete"
+
+
+def test_without_ray_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match="uv sync --extra ray"):
+        ray_cluster.run(make_job(["cluster=ray"]))
+
+
+def test_a_cluster_needs_a_database_that_its_machines_share() -> None:
+    with pytest.raises(UserError, match="share a study in PostgreSQL"):
+        ray_cluster.run(make_job(["cluster=ray", "cluster.address=head:6379"]))
