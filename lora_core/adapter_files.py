@@ -42,9 +42,10 @@ def save_adapter(folder: Path, tensors: dict[str, np.ndarray], config: dict[str,
 def adapter_config(config: TrainConfig, depth: int, sites: Sequence[Site], model: str) -> dict[str, Any]:
     """What `mlx_lm.load` needs to rebuild the layers, and what a reader wants to know."""
     lora = config.lora_parameters
-    return {
-        "fine_tune_type": config.train_type,
-        "num_layers": depth,
+    common = {"fine_tune_type": config.train_type, "num_layers": depth, "model": model}
+    if config.train_type == "full":
+        return common  # no layer has to be rebuilt
+    return common | {
         "lora_parameters": {
             "rank": lora.rank,
             "scale": lora.multiplier,
@@ -54,8 +55,7 @@ def adapter_config(config: TrainConfig, depth: int, sites: Sequence[Site], model
             "scale_ratio": lora.ratio,
             "scaling": lora.scaling,
             "dropout_on": lora.dropout_on,
-        },
-        "model": model,
+        }
     }
 
 
@@ -74,14 +74,19 @@ def load_adapter(path: str, split: Split, sites: Sequence[Site], rank: int, dora
 
     Raises UserError if the file is missing, unreadable, not finite, or differs, with the differences.
     """
+    tensors = load_tensors(path, _expected(split, sites, rank, dora))
+    return [_weights(tensors, f"{split.block_name(site.layer)}.{site.key}", site) for site in sites]
+
+
+def load_tensors(path: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, mx.array]:
+    """The tensors of `resume_adapter_file` in float32; raises UserError as `load_adapter` says."""
     tensors = _read(path)
-    shapes = _expected(split, sites, rank, dora)
     differences = _differences({name: tuple(t.shape) for name, t in tensors.items()}, shapes)
     if differences:
         raise UserError(f"resume_adapter_file={path} does not fit this run: " + "; ".join(differences))
     if not all(mx.isfinite(tensor).all().item() for tensor in tensors.values()):
         raise UserError(f"resume_adapter_file={path} holds values that are not finite.")
-    return [_weights(tensors, f"{split.block_name(site.layer)}.{site.key}", site) for site in sites]
+    return tensors
 
 
 def _read(path: str) -> dict[str, mx.array]:

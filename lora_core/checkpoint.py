@@ -15,7 +15,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from lora_core.adapters import Site, Weights
+from lora_core.adapters import Weights
 from lora_core.records import CHECKPOINT, load_metrics, remove_checkpoint, write_json, write_metrics
 from lora_core.slot import Slot
 from lora_core.stacks import State
@@ -37,7 +37,7 @@ class Index:
 
 
 def save(slot: Slot, state: dict[int, State]) -> None:
-    """Writes the slot and its state by site.index; removes the checkpoint before."""
+    """Writes the slot and its state, by site.index or place; removes the checkpoint before."""
     parts = {part: {index: stacks[i] for index, stacks in state.items()} for i, part in enumerate(PARTS)}
     arrays = {
         f"{part}.{index}.{side}": array
@@ -57,8 +57,8 @@ def save(slot: Slot, state: dict[int, State]) -> None:
     remove_checkpoint(slot.folder, keep=file.name)
 
 
-def load(slot: Slot, sites: list[Site]) -> dict[int, State] | None:
-    """Brings the slot to where its checkpoint is and returns its state by site.index, ready to be stepped.
+def load(slot: Slot) -> dict[int, State] | None:
+    """Brings the slot to where its checkpoint is and returns its state as `save` got it, ready to be stepped.
 
     None if there is no checkpoint of this very trial, or a damaged one; the slot is as it was then.
     """
@@ -74,15 +74,12 @@ def load(slot: Slot, sites: list[Site]) -> dict[int, State] | None:
     arrays: Any = mx.load(str(slot.folder / index.file))
     for name, value in index.host.items():
         setattr(slot, name, ABSENT[name] if value is None else tuple(value) if name == "mark" else value)
-
-    def weights(part: str) -> dict[int, Weights]:
-        sides = "abm" if slot.config.train_type == "dora" else "ab"
-        return {site.index: tuple(arrays[f"{part}.{site.index}.{side}"] for side in sides) for site in sites}
-
-    if slot.best_step is not None:
-        slot.best_adapter = weights("best")
-    kept = [weights(part) for part in PARTS]
-    return {site.index: tuple(part[site.index] for part in kept) for site in sites}
+    parts: dict[str, dict[int, Weights]] = {part: {} for part in (*PARTS, "best")}
+    for name in sorted(arrays):  # a, b and m of a layer in this order
+        part, layer, _ = name.split(".")
+        parts[part][int(layer)] = (*parts[part].get(int(layer), ()), arrays[name])
+    slot.best_adapter = parts["best"] or None
+    return {layer: tuple(parts[part][layer] for part in PARTS) for layer in parts["adapter"]}
 
 
 def rows(slot: Slot) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from lora_core.errors import UserError, near
 
 DEFAULT_SCALE = 20.0
 SCALINGS = ("alpha_over_r", "alpha_over_sqrt_r", "direct")
+TRAIN_TYPES = ("lora", "dora", "full")
 OPTIMIZERS = ("adam", "adamw")
 SCHEDULES = ("cosine", "linear", "constant")
 
@@ -129,10 +130,13 @@ def _build(cls: Any, values: dict[str, Any]) -> Any:
 
 def check(config: TrainConfig) -> None:
     """Raises UserError for a setting that no model or data could make right, or whose feature is not there yet."""
+    _one_of("train_type", config.train_type, TRAIN_TYPES)
     _check_not_yet(config)
     _check_lora(config.lora_parameters)
     _check_optimizer(config.optimizer)
     _check_trainer(config.trainer)
+    if config.train_type == "full" and config.trainer.grad_checkpoint:
+        raise UserError("trainer.grad_checkpoint=true: train_type=full keeps its activations. Set it to false.")
     _require(
         config.num_layers == "all" or isinstance(config.num_layers, int),
         "num_layers", config.num_layers, "a number of blocks or all",
@@ -157,9 +161,6 @@ def _check_not_yet(config: TrainConfig) -> None:
         "quantization": (config.quantization, None),
         "trainer.grad_accumulation": (config.trainer.grad_accumulation, 1),
     }
-    _one_of("train_type", config.train_type, ("lora", "dora", "full"))
-    if config.train_type == "full":
-        raise UserError("train_type=full is not there yet: use lora or dora.")
     for key, (found, default) in off.items():
         if found != default:
             shown = "null" if default is None else str(default).lower()

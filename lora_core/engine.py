@@ -16,7 +16,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from lora_core import adapters, backend, checkpoint
+from lora_core import adapters, backend, checkpoint, full
 from lora_core.adapter_files import adapter_config, load_adapter, named, save_adapter
 from lora_core.batches import Batch, order, steps_for
 from lora_core.config import TrainConfig, check
@@ -24,7 +24,8 @@ from lora_core.data import Dataset
 from lora_core.errors import UserError
 from lora_core.feed import Feed
 from lora_core.frozen import freeze_norms
-from lora_core.fuse import fuse
+from lora_core.full import FullPack, Weight
+from lora_core.fuse import fuse, write_model
 from lora_core.head import head_losses
 from lora_core.keys import check_keys
 from lora_core.models import Base
@@ -45,6 +46,9 @@ AHEAD = 16  # batches that frozen blocks may see before their turn
 PREFIX_SHARE = 0.125  # of the device's memory, for hidden states after frozen blocks
 
 
+AnyPack = Pack | FullPack
+
+
 class Engine:
     """`slots` trials at once on one base model and one dataset. `events` collects what happened, oldest first."""
 
@@ -63,7 +67,7 @@ class Engine:
         self.computation = Computation(self.split, head_losses(self.split))
         self.prefixes = PrefixCache(self.split, int(PREFIX_SHARE * backend.memory()))
         self.joins = self.split.joins  # trials of different depth share a pack
-        self.running: list[tuple[Slot, Pack, Feed]] = []
+        self.running: list[tuple[Slot, AnyPack, Feed]] = []
         self._feeds: dict[Hashable, Feed] = {}
         self._packs: dict[Hashable, Pack] = {}
         self._writers = ThreadPoolExecutor(WRITERS)
@@ -85,9 +89,14 @@ class Engine:
             raise UserError(
                 "train_type=dora: layers of experts take LoRA alone. Leave them out by lora_parameters.keys."
             )
+        if config.train_type == "full" and self.base.info.bits:
+            raise UserError(
+                f"train_type=full: the base model is quantised to {self.base.info.bits} bits, which no gradient step "
+                "can change.\nTrain adapters (lora, dora), or give a model.path in full precision."
+            )
         self._resumed(config)
 
-    def place(self, spec: TrialSpec, config: TrainConfig) -> tuple[Slot, Pack, Feed]:
+    def place(self, spec: TrialSpec, config: TrainConfig) -> tuple[Slot, AnyPack, Feed]:
         """The trial's slot, not in the pack yet, the pack it shares, and the batches it trains on."""
         feed = self.feed(config)
         return Slot(spec, config, self.bottom(config), self._order(spec, config, feed)), self._pack(config, feed), feed
@@ -97,7 +106,7 @@ class Engine:
         config = TrainConfig.from_dict(spec.config)
         self.check(config)
         slot, pack, feed = self.place(spec, config)
-        if (saved := checkpoint.load(slot, self._sites(config))) is not None:
+        if (saved := checkpoint.load(slot)) is not None:
             return self._go_on(slot, pack, feed, saved)
         resumed = self._resumed(config)
         slot.begin()
@@ -113,7 +122,7 @@ class Engine:
         self._finish_ended([(slot, pack, feed)])
         self._watch.lap()
 
-    def _go_on(self, slot: Slot, pack: Pack, feed: Feed, state: dict[int, State]) -> None:
+    def _go_on(self, slot: Slot, pack: AnyPack, feed: Feed, state: dict[int, State]) -> None:
         """Continues an interrupted trial where its checkpoint is."""
         slot.begin(again=True)
         self.events += [Evaluated(slot.spec.name, row, again=True) for row in checkpoint.rows(slot)]
@@ -153,11 +162,11 @@ class Engine:
         for slot, pack, _ in self.running:
             pack.read_alive()
             if slot.alive and slot.step > 0:
-                checkpoint.save(slot, pack.stacks().of(slot))
+                checkpoint.save(slot, pack.state(slot))
         self._saved = time.monotonic()
         self.save_every = max(SAVE_EVERY, (self._saved - start) / SAVE_SHARE)
 
-    def _due(self, pack: Pack, feed: Feed) -> list[Slot]:
+    def _due(self, pack: AnyPack, feed: Feed) -> list[Slot]:
         """The slots of the pack that go next: those of the padded length that most of them wait for. A slot that
         waits for a rarer one goes when others have come to it too; among equals, that of the least advanced."""
         waiting: dict[int, list[Slot]] = {}
@@ -185,9 +194,12 @@ class Engine:
 
     def fuse(self, adapter_folder: Path, config: TrainConfig, folder: Path) -> Path:
         """Merges a saved adapter into the base model and writes it to `folder`."""
-        sites = self._sites(config)
-        adapter = self._load(str(adapter_folder), sites, config)
-        return fuse(folder, self.base, self.split.blocks, sites, adapter, config.lora_parameters.multiplier)
+        blocks, learned = self.split.blocks, self._load(str(adapter_folder), config)
+        if config.train_type == "full":
+            with full.carrying(self._weights(config), [weight for (weight,) in learned.values()]):
+                return write_model(folder, self.base, blocks)
+        multiplier = config.lora_parameters.multiplier
+        return fuse(folder, self.base, blocks, self._sites(config), list(learned.values()), multiplier)
 
     def score(self, config: TrainConfig, adapter_folder: Path | None) -> float:
         """Mean loss over all counted tokens of the test set, with a saved adapter of this configuration or, where
@@ -227,7 +239,13 @@ class Engine:
         bottom = self.bottom(config)
         return [site for site in self.sites if adapts(config, bottom, site)]
 
-    def _pack(self, config: TrainConfig, feed: Feed) -> Pack:
+    def _weights(self, config: TrainConfig) -> list[Weight]:
+        """Those of the model that a trial trains itself."""
+        return full.trained_weights(self.split, self.bottom(config), config.num_layers == "all")
+
+    def _pack(self, config: TrainConfig, feed: Feed) -> AnyPack:
+        if config.train_type == "full":
+            return FullPack(self.computation, self._weights(config), config.num_layers == "all")
         lora = config.lora_parameters
         depth = None if self.joins else self.bottom(config)
         key = (feed.key, depth, config.train_type, lora.dropout_on, lora.compute_dtype, config.trainer.grad_checkpoint)
@@ -236,27 +254,29 @@ class Engine:
         return self._packs[key]
 
     def _resumed(self, config: TrainConfig) -> dict[int, State] | None:
-        """What `resume_adapter_file` starts from, by site.index; None: what every new trial does."""
+        """What `resume_adapter_file` starts from, by site.index or place; None: what every new trial does."""
         if config.resume_adapter_file is None:
             return None
-        own = self._sites(config)
-        loaded = self._load(config.resume_adapter_file, own, config)
-        zeros = [tuple(map(mx.zeros_like, weights)) for weights in loaded]
-        return {site.index: (weights, zero, zero) for site, weights, zero in zip(own, loaded, zeros, strict=True)}
+        loaded = self._load(config.resume_adapter_file, config)
+        zeros = {index: tuple(map(mx.zeros_like, weights)) for index, weights in loaded.items()}
+        return {index: (weights, zeros[index], zeros[index]) for index, weights in loaded.items()}
 
-    def _load(self, path: str, sites: list[adapters.Site], config: TrainConfig) -> list[adapters.Weights]:
-        dora = config.train_type == "dora"
-        return load_adapter(path, self.split, sites, config.lora_parameters.rank, dora)
+    def _load(self, path: str, config: TrainConfig) -> dict[int, adapters.Weights]:
+        if config.train_type == "full":
+            return full.load_weights(path, self._weights(config))
+        sites, dora = self._sites(config), config.train_type == "dora"
+        loaded = load_adapter(path, self.split, sites, config.lora_parameters.rank, dora)
+        return {site.index: weights for site, weights in zip(sites, loaded, strict=True)}
 
     def _next_batch(self, slot: Slot, feed: Feed) -> Batch:
         return feed.train[slot.order[slot.step]]
 
-    def _evaluate(self, due: list[Slot], pack: Pack, feed: Feed) -> None:
+    def _evaluate(self, due: list[Slot], pack: AnyPack, feed: Feed) -> None:
         if due:
             for slot, loss in zip(due, self._mean_losses(due, pack, feed, "valid"), strict=True):
                 self._note(slot, pack, loss)
 
-    def _mean_losses(self, due: list[Slot], pack: Pack, feed: Feed, split: str) -> list[float]:
+    def _mean_losses(self, due: list[Slot], pack: AnyPack, feed: Feed, split: str) -> list[float]:
         """Mean loss over all counted tokens of a split, by slot."""
         batches = getattr(feed, split)
         boundaries = [pack.boundary(slot) for slot in due]
@@ -267,16 +287,16 @@ class Engine:
         total = np.sum([each.tolist() for each in sums], axis=0)
         return (total / sum(batch.tokens for batch in batches)).tolist()
 
-    def _note(self, slot: Slot, pack: Pack, loss: float) -> None:
+    def _note(self, slot: Slot, pack: AnyPack, loss: float) -> None:
         slot.alive = slot.alive and math.isfinite(loss)
         adapter = pack.adapter(slot) if slot.improves(loss) else None
         mx.eval(adapter)
         self.events.append(Evaluated(slot.spec.name, slot.evaluated(loss, adapter)))
 
-    def _finish_ended(self, entries: Sequence[tuple[Slot, Pack, Feed]]) -> None:
+    def _finish_ended(self, entries: Sequence[tuple[Slot, AnyPack, Feed]]) -> None:
         self._end([(slot, pack, *slot.verdict) for slot, pack, _ in entries if slot.verdict is not None])
 
-    def _end(self, endings: Sequence[tuple[Slot, Pack, str, str | None]]) -> None:
+    def _end(self, endings: Sequence[tuple[Slot, AnyPack, str, str | None]]) -> None:
         """Ends trials with a state and a reason; what they leave on disk is written side by side."""
         writing = [self._leaves(*ending) for ending in endings]
         for slot, pack, *_ in endings:
@@ -284,7 +304,7 @@ class Engine:
             pack.remove(slot)
         self.events += self._writers.map(lambda write: write(), writing)
 
-    def _leaves(self, slot: Slot, pack: Pack, state: str, reason: str | None) -> Callable[[], Ended]:
+    def _leaves(self, slot: Slot, pack: AnyPack, state: str, reason: str | None) -> Callable[[], Ended]:
         """What writes the trial's last files; it does nothing with the device."""
         metrics = {**slot.metrics(), **self._costs(slot.config)}
         if slot.spec.role == "base":
@@ -295,9 +315,12 @@ class Engine:
 
     def _adapter(self, slot: Slot) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """The best adapter's tensors by name, on the host, and what `adapter_config.json` says of it."""
-        sites = self._sites(slot.config)
-        tensors = named(self.split, sites, [slot.best_adapter[site.index] for site in sites])
+        sites, best = self._sites(slot.config), slot.best_adapter
         config = adapter_config(slot.config, self.base.info.depth - slot.bottom, sites, self.base.info.folder)
+        if slot.config.train_type == "full":
+            weights = self._weights(slot.config)
+            return _on_host({weight.name: best[place][0] for place, weight in enumerate(weights)}), config
+        tensors = named(self.split, sites, [best[site.index] for site in sites])
         return _on_host(dict(tensors)), config
 
     def _costs(self, config: TrainConfig) -> dict[str, float]:
@@ -305,6 +328,8 @@ class Engine:
 
     def trainable(self, config: TrainConfig) -> int:
         """The parameters that a trial trains."""
+        if config.train_type == "full":
+            return sum(weight.array.size for weight in self._weights(config))
         shapes = [site.module.shapes() for site in self._sites(config)]
         rows = sum(b[-1] for _, b in shapes) if config.train_type == "dora" else 0
         return config.lora_parameters.rank * sum(math.prod(a) + math.prod(b) for a, b in shapes) + rows

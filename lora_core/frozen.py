@@ -4,7 +4,8 @@ MLX makes the gradients of a norm's input and weight in one operation. The weigh
 GPU takes longer than the rest; here it is not made.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -25,6 +26,18 @@ def freeze_norms(blocks: Sequence[nn.Module]) -> None:
         for module in block.modules():
             if type(module) is nn.RMSNorm:
                 module.__class__ = FrozenNorm
+
+
+@contextmanager
+def thawed(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Inside the `with` the weights of those that are frozen norms have gradients."""
+    norms = [module for module in modules if type(module) is FrozenNorm]
+    for norm in norms:
+        norm.__class__ = nn.RMSNorm
+    try:
+        yield
+    finally:
+        freeze_norms(norms)
 
 
 @cache

@@ -22,11 +22,8 @@ Losses = Callable[[mx.array, mx.array], mx.array]
 
 def head_losses(split: Split) -> tuple[Losses, Losses]:
     """Functions (with gradient, without) of hidden [n, D] and targets int [n] that give losses float32 [n]."""
-    weight = _linear_weight(split)
-    if weight is None:
-        chunk, loss = _generic(split)
-    else:
-        chunk, loss = _linear(*weight)
+    module = _linear_head(split)
+    chunk, loss = _generic(split) if module is None else _linear(module)
     return _with_gradient(chunk), lambda hidden, targets: _in_chunks(loss, hidden, targets)[0]
 
 
@@ -54,18 +51,20 @@ def _in_chunks(function: Callable[..., Any], hidden: mx.array, targets: mx.array
     return [mx.concatenate(parts) if len(done) > 1 else parts[0] for parts in zip(*done, strict=True)]
 
 
-def _linear(weight: mx.array, bias: mx.array | None) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    softmax = _softmax if weight.dtype == mx.float32 else _softmax_of_half
+def _linear(module: nn.Module) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The weight is that of the module when it is asked for: a trial that trains the head has one of its own."""
+    softmax = _softmax if module.weight.dtype == mx.float32 else _softmax_of_half
 
     def parts(hidden: mx.array, targets: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-        logits = hidden @ weight.T
-        logits = logits if bias is None else logits + bias
+        logits = hidden @ module.weight.T
+        logits = logits + module.bias if "bias" in module else logits
         chosen = mx.take_along_axis(logits, targets[:, None], axis=-1).astype(mx.float32)
         powers, total, logsumexp = softmax(logits)
         return powers, total, (logsumexp - chosen)[:, 0]
 
     def chunk(hidden: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
         powers, total, loss = parts(hidden, targets)
+        weight = module.weight
         expected = (powers.astype(weight.dtype) @ weight).astype(mx.float32) / total
         return loss, expected - weight[targets].astype(mx.float32)
 
@@ -74,7 +73,7 @@ def _linear(weight: mx.array, bias: mx.array | None) -> tuple[Callable[..., Any]
 
 def _softmax(logits: mx.array) -> tuple[mx.array, mx.array, mx.array]:
     """Softmax as powers/total, and logsumexp [n, 1] in float32. Each exponential is taken once, for both uses."""
-    largest = logits.max(axis=-1, keepdims=True).astype(mx.float32)
+    largest = mx.stop_gradient(logits.max(axis=-1, keepdims=True).astype(mx.float32))
     powers = _powers(logits, largest)
     total = powers.sum(axis=-1, keepdims=True)
     return powers, total, mx.log(total) + largest
@@ -110,15 +109,14 @@ def _generic(split: Split) -> tuple[Callable[..., Any], Callable[..., Any]]:
     return chunk, lambda hidden, targets: (loss(hidden, targets),)
 
 
-def _linear_weight(split: Split) -> tuple[mx.array, mx.array | None] | None:
-    """Weight and bias if the head is exactly one dense matrix product, found by trying it."""
+def _linear_head(split: Split) -> nn.Module | None:
+    """The module with its weight if the head is exactly one dense matrix product, found by trying it."""
     for module in split.model.modules():
         weight = module.get("weight")
         if type(module) not in (nn.Linear, nn.Embedding) or weight.shape[0] < weight.shape[1]:
             continue
-        bias = module.get("bias")
-        if _is_head(split, weight, bias):
-            return weight, bias
+        if _is_head(split, weight, module.get("bias")):
+            return module
     return None
 
 

@@ -46,9 +46,13 @@ class Pack:
             self._constants.clear()  # they are by group, and groups change with the slots
         return self._stacks
 
+    def state(self, slot: Slot) -> dict[int, State]:
+        """The slot's adapters and moments, at its own rank, by site.index, of the layers it adapts."""
+        return self.stacks().of(slot)
+
     def adapter(self, slot: Slot) -> dict[int, Weights]:
-        """What the slot has learned, at its own rank, by site.index, of the layers it adapts."""
-        return {index: adapter for index, (adapter, *_) in self.stacks().of(slot).items()}
+        """What the slot has learned."""
+        return {index: adapter for index, (adapter, *_) in self.state(slot).items()}
 
     def step(self, due: Sequence[Slot], rows: Rows) -> mx.array:
         """Starts one optimizer step of the slots in `due`, which are in the pack's order; returns their losses
@@ -92,8 +96,7 @@ class Pack:
         return Traits(groups, self.drop_input, self.base_dtype, dropping, training and self.checkpoint)
 
     def _settings(self, due: Sequence[Slot], groups: list[Group], traits: Traits, alive: mx.array) -> dict:
-        moving = np.array([(slot.rate, *slot.correction()) for slot in due], dtype=np.float32)
-        settings = {"moving": mx.array(moving.T), "alive": alive, **self._constant(due, groups)}
+        settings = {"moving": _moving(due), "alive": alive, **self._constant(due, groups)}
         if traits.dropping:
             sites = [site for group in groups for site in group]
             settings["key"] = mx.array(np.stack([self._keys(slot, sites) for slot in due]))
@@ -102,15 +105,8 @@ class Pack:
     def _constant(self, due: Sequence[Slot], groups: list[Group]) -> dict:
         """What a trial keeps from its first step to its last."""
         if tuple(due) not in self._constants:
-            configs = [slot.config for slot in due]
-            values = {
-                "decay": [c.optimizer.weight_decay if c.optimizer.name == "adamw" else 0.0 for c in configs],
-                "ratio": [c.optimizer.lora_plus_ratio for c in configs],
-                "clip": [c.trainer.grad_clip or np.inf for c in configs],
-                "keep": [1 - c.lora_parameters.dropout for c in configs],
-            }
-            arrays = {name: mx.array(np.array(value, dtype=np.float32)) for name, value in values.items()}
-            self._constants[tuple(due)] = {**arrays, "multiplier": [_multipliers(due, group) for group in groups]}
+            multiplier = [_multipliers(due, group) for group in groups]
+            self._constants[tuple(due)] = {**_constants(due), "multiplier": multiplier}
         return self._constants[tuple(due)]
 
     def _keys(self, slot: Slot, sites: Sequence[Site]) -> np.ndarray:
@@ -118,6 +114,28 @@ class Pack:
         indices = [site.index for site in sites]
         sequence = np.random.SeedSequence([slot.config.seed, slot.spec.repeat, slot.step])
         return sequence.generate_state(2 * (max(indices) + 1)).reshape(-1, 2)[indices]
+
+
+def settings_of(due: Sequence[Slot]) -> dict[str, mx.array]:
+    """What the update of the slots needs, whatever they train."""
+    return {"moving": _moving(due), **_constants(due)}
+
+
+def _moving(due: Sequence[Slot]) -> mx.array:
+    """[3, K]: the learning rate and 1/(1-βᵗ) of both moments."""
+    return mx.array(np.array([(slot.rate, *slot.correction()) for slot in due], dtype=np.float32).T)
+
+
+def _constants(due: Sequence[Slot]) -> dict[str, mx.array]:
+    """[K] each."""
+    configs = [slot.config for slot in due]
+    values = {
+        "decay": [c.optimizer.weight_decay if c.optimizer.name == "adamw" else 0.0 for c in configs],
+        "ratio": [c.optimizer.lora_plus_ratio for c in configs],
+        "clip": [c.trainer.grad_clip or np.inf for c in configs],
+        "keep": [1 - c.lora_parameters.dropout for c in configs],
+    }
+    return {name: mx.array(np.array(value, dtype=np.float32)) for name, value in values.items()}
 
 
 def _multipliers(due: Sequence[Slot], group: Group) -> mx.array:

@@ -103,6 +103,7 @@ class ModelInfo:
     parameters: int
     dtype: str
     fingerprint: str
+    bits: int | None = None  # of a quantised model, also where it is trained dequantised
 
 
 @dataclass

@@ -152,14 +152,14 @@ class Slot:
     def metrics(self) -> dict[str, float]:
         """Numbers known once, of a trial that has been evaluated after step 0."""
         lora = self.config.lora_parameters
+        adapters = {"scale_ratio": lora.ratio, "multiplier": lora.multiplier}
         return {
             "best_val_loss": self.best,
             "final_val_loss": self.last,
             "val_perplexity": math.exp(min(self.best, 700)),
             "tokens_per_second": round(self.tokens / self.seconds, 1) if self.seconds else 0.0,
             "train_seconds": round(self.seconds, 3),
-            "scale_ratio": lora.ratio,
-            "multiplier": lora.multiplier,
+            **(adapters if self.config.train_type != "full" else {}),
         }
 
 

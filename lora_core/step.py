@@ -28,10 +28,10 @@ class Traits:
     """What a step is made for, beside the shapes of its arrays."""
 
     starts: tuple[tuple[int, int], ...]  # lowest block to run, and slots that start there; ascending
-    drop_input: bool
-    base_dtype: bool  # adapter matrix products in the dtype of the base
-    dropping: bool  # some slot has dropout
-    checkpoint: bool  # activations of adapted blocks are made again in the backward pass
+    drop_input: bool = False
+    base_dtype: bool = False  # adapter matrix products in the dtype of the base
+    dropping: bool = False  # some slot has dropout
+    checkpoint: bool = False  # activations of adapted blocks are made again in the backward pass
 
 
 @dataclass
@@ -59,7 +59,7 @@ class Computation:
         """Sum of the losses of each slot's batch, float32 [K]. Nothing is dropped."""
         ready = _by_site([self._ready(weights, s, traits) for weights, s in zip(adapters, multiplier, strict=True)])
         sites = _sites(groups)
-        hidden = self._hidden(sites, traits, ready, _lengths(sites, ready), None, rows)
+        hidden = self.hidden(sites, traits, ready, _lengths(sites, ready), None, rows)
         losses = self.losses(hidden, rows.targets.reshape(-1))
         return (losses.reshape(rows.targets.shape) * rows.weights).sum(axis=1)
 
@@ -75,7 +75,7 @@ class Computation:
         """
 
         def objective(weights: list[Weights]) -> tuple[mx.array, mx.array]:
-            hidden = self._hidden(sites, traits, weights, lengths, slots, rows)
+            hidden = self.hidden(sites, traits, weights, lengths, slots, rows)
             losses = self.losses_with_gradient(hidden, rows.targets.reshape(-1))
             counted = mx.maximum(rows.weights.sum(axis=1, keepdims=True), 1)
             mean = (losses.reshape(rows.targets.shape) * (rows.weights / counted)).sum(axis=1)
@@ -98,7 +98,7 @@ class Computation:
             (a.astype(self.split.dtype), b.astype(self.split.dtype), *others) if traits.base_dtype else (a, b, *others)
         )
 
-    def _hidden(
+    def hidden(
         self, sites: list[Site], traits: Traits, weights: list[Weights], lengths: list[mx.array] | None,
         dropout: dict | None, rows: Rows,
     ) -> mx.array:  # fmt: skip

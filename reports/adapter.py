@@ -65,6 +65,8 @@ def compute(study: Study) -> AdapterFacts:
     folder = adapter_folder(study, study.winner) if study.winner else None
     if study.winner is None or folder is None:
         return AdapterFacts(why_not="Not drawn: there is no winner with an adapter.")
+    if study.winner.config.get("train_type") == "full":
+        return AdapterFacts(why_not="Not drawn: the winner trained the model's own weights and has no adapters.")
     try:
         layers = _layers(Path(folder))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):

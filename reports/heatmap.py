@@ -58,10 +58,13 @@ class Across:
 
 
 def compute(study: Study, across: Across) -> Heatmap:
-    ranks = [rank_of(trial) for trial in study.completed]
-    values = [across.of(trial) for trial in study.completed]
-    if not study.completed:
-        return Heatmap(across.name, why_not="Not drawn: no trial has completed.")
+    # What trains the model's own weights has no rank.
+    trials = [trial for trial in study.completed if trial.config.get("train_type") != "full"]
+    ranks = [rank_of(trial) for trial in trials]
+    values = [across.of(trial) for trial in trials]
+    if not trials:
+        what = "trial with adapters" if study.completed else "trial"
+        return Heatmap(across.name, why_not=f"Not drawn: no {what} has completed.")
     if len(set(ranks)) == 1 and len(set(values)) == 1:
         told = f"rank {ranks[0]:g} and {across.name} {values[0]:.4g}"
         why_not = f"Not drawn: neither rank nor {across.name} varied; all completed trials have {told}."
@@ -69,10 +72,10 @@ def compute(study: Study, across: Across) -> Heatmap:
     row_of, rank_labels = bins(ranks)
     column_of, labels = bins(values, continuous=_is_continuous(study, across))
     inside: dict[tuple[int, int], list[TrialRecord]] = {}
-    for trial, rank, found in zip(study.completed, ranks, values, strict=True):
+    for trial, rank, found in zip(trials, ranks, values, strict=True):
         inside.setdefault((row_of(rank), column_of(found)), []).append(trial)
     cells = [[_cell(inside.get((i, j), [])) for j in range(len(labels))] for i in range(len(rank_labels))]
-    if study.winner is not None:
+    if study.winner in trials:
         cells[row_of(rank_of(study.winner))][column_of(across.of(study.winner))].winner = True
     return Heatmap(across.name, rank_labels, labels, cells)
 

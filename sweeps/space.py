@@ -1,7 +1,7 @@
 """A search, as command line and packaged spaces describe it: axes, and a configuration for each draw."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -137,7 +137,18 @@ def _axes(composer: Composer, sweeps: list[Override], written: set[str]) -> list
     for override in sweeps:
         axis = axis_from(override, KEYS, composer.groups)
         axes[axis.key] = replace(axis, written=True)
+    if "train_type" not in axes and OmegaConf.select(composer.compose(), "train_type") == "full":
+        return _without_adapters(axes.values())
     return list(axes.values())
+
+
+def _without_adapters(axes: Iterable[Axis]) -> list[Axis]:
+    """Packaged axes over settings of adapters are taken out; a written one is refused."""
+    about = [axis for axis in axes if axis.key.startswith("lora_parameters") or axis.key == "optimizer.lora_plus_ratio"]
+    for axis in about:
+        if axis.written:
+            raise UserError(f"Axis {axis}: train_type=full has no adapters, so nothing would differ. Leave it out.")
+    return [axis for axis in axes if axis not in about]
 
 
 def _packaged(composer: Composer, written: set[str]) -> list[Axis]:

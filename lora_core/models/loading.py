@@ -24,7 +24,8 @@ def load_folder(folder: Path, path: str) -> Base:
     """`path` is what the user wrote. Raises UserError if mlx_lm cannot load the folder."""
     model, config = _load_model(folder)
     tokenizer = _load_tokenizer(folder, config)
-    notes = _to_train_dtype(model)
+    bits = _bits(model)
+    notes = _to_train_dtype(model, bits)
     model.freeze()
     mx.eval(model.parameters())
     info = ModelInfo(
@@ -36,6 +37,7 @@ def load_folder(folder: Path, path: str) -> Base:
         parameters=get_total_parameters(model),
         dtype=_dtype_name(model),
         fingerprint=fingerprint(folder),
+        bits=bits,
     )
     return Base(model, tokenizer, info, notes)
 
@@ -62,10 +64,9 @@ def _short(error: Exception) -> str:
     return name + " ".join(text.split())[:200]
 
 
-def _to_train_dtype(model: nn.Module) -> list[str]:
+def _to_train_dtype(model: nn.Module, bits: int | None) -> list[str]:
     """Casts and, on CPU, dequantises the parameters in place; returns what was done, in lines to show."""
     notes = []
-    bits = _bits(model)
     if bits and backend.is_cpu():
         model.set_dtype(mx.float32)  # the scales first, so that the weights are exact
         dequantize_model(model)

@@ -46,14 +46,7 @@ def stock_run(engine, spec, folder, scale=4.0, bias_correction=True):
     """The spec's trial in mlx_lm: losses by step, adapters by name."""
     config = TrainConfig.from_dict(spec.config)
     model, _ = mlx_lm.load(engine.base.info.folder)
-    model.freeze()
-    settings = {"rank": 8, "scale": scale, "dropout": 0.0}
-    linear_to_lora_layers(model, 2, settings, use_dora=config.train_type == "dora")
-    layers = dict(model.named_modules())
-    for site in engine.sites:
-        if site.layer >= 2:
-            a, *_ = initial(site, config.lora_parameters, config.seed, spec.repeat)
-            layers[f"model.layers.{site.layer}.{site.key}"].lora_a = mx.array(a)
+    prepare(model, engine, spec, config, scale)
     feed = engine.feed(config)
     batches = [feed.train[index] for index in engine._order(spec, config, feed)]
 
@@ -69,6 +62,22 @@ def stock_run(engine, spec, folder, scale=4.0, bias_correction=True):
     return callback.seen, {name: np.array(value) for name, value in trained}
 
 
+def prepare(model, engine, spec, config, scale):
+    """Lets of mlx_lm's model that train which the trial trains, from the same values."""
+    model.freeze()
+    if config.train_type == "full":
+        for part in [model] if config.num_layers == "all" else model.layers[-config.num_layers :]:
+            part.unfreeze()
+        return
+    settings = {"rank": 8, "scale": scale, "dropout": 0.0}
+    linear_to_lora_layers(model, 2, settings, use_dora=config.train_type == "dora")
+    layers = dict(model.named_modules())
+    for site in engine.sites:
+        if site.layer >= 2:
+            a, *_ = initial(site, config.lora_parameters, config.seed, spec.repeat)
+            layers[f"model.layers.{site.layer}.{site.key}"].lora_a = mx.array(a)
+
+
 def apart(engine, spec, folder, **changes):
     """Largest relative difference of losses, and largest absolute difference of adapters."""
     theirs, their_weights = stock_run(engine, spec, folder, **changes)
@@ -79,18 +88,22 @@ def apart(engine, spec, folder, **changes):
     return of_losses, max(float(np.abs(our_weights[n] - their_weights[n]).max()) for n in our_weights)
 
 
-@pytest.mark.parametrize("train_type", ["lora", "dora"])
-def test_twenty_steps_equal_mlx_lm(make_engine, make_spec, tmp_path, train_type):
-    spec = make_spec("ours", **SETTINGS, train_type=train_type)
+@pytest.mark.parametrize("train_type, layers", [("lora", 2), ("dora", 2), ("full", 2), ("full", "all")])
+def test_twenty_steps_equal_mlx_lm(make_engine, make_spec, tmp_path, train_type, layers):
+    spec = make_spec("ours", **SETTINGS, train_type=train_type, num_layers=layers)
     of_losses, of_weights = apart(make_engine(1), spec, tmp_path)
     assert of_losses < 1e-5
     assert of_weights < 1e-4
 
 
-@pytest.mark.parametrize("change", [{"scale": 4.0 / 8}, {"bias_correction": False}])
-def test_another_mathematics_is_noticed(make_engine, make_spec, tmp_path, change):
+@pytest.mark.parametrize(
+    "train_type, change", [("lora", {"scale": 4.0 / 8}), ("lora", {"bias_correction": False}),
+                           ("full", {"bias_correction": False})],
+)  # fmt: skip
+def test_another_mathematics_is_noticed(make_engine, make_spec, tmp_path, train_type, change):
     """mlx_lm multiplying by α/r where we multiply by α, or without the bias correction of Adam."""
-    of_losses, of_weights = apart(make_engine(1), make_spec("ours", **SETTINGS), tmp_path, **change)
+    spec = make_spec("ours", **SETTINGS, train_type=train_type)
+    of_losses, of_weights = apart(make_engine(1), spec, tmp_path, **change)
     assert of_losses > 1e-5 and of_weights > 1e-4
 
 
@@ -104,7 +117,7 @@ def our_logits(engine, spec):
     config = TrainConfig.from_dict(spec.config)
     sites = engine._sites(config)
     actives = []
-    for site, (a, b, *m) in zip(sites, engine._load(f"{spec.folder}/adapters", sites, config), strict=True):
+    for site, (a, b, *m) in zip(sites, engine._load(f"{spec.folder}/adapters", config).values(), strict=True):
         a, b = a[None], config.lora_parameters.multiplier * b[None]
         actives.append(Active(a, b, None, None, False, m[0] / site.module.lengths(a, b) if m else None))
     with activated(sites, actives):

@@ -14,7 +14,7 @@ from lora_core import split as splitting
 from lora_core.adapters import Active, activated, packable
 from lora_core.config import TrainConfig
 from lora_core.engine import Engine
-from lora_core.head import _linear_weight, head_losses
+from lora_core.head import _linear_head, head_losses
 from lora_core.split import Split, Whole, choose_split
 from lora_core.trial import TrialSpec
 from tests.lora_core.architectures import ALL, MIXTURES, write_model
@@ -89,7 +89,7 @@ def test_split_equals_whole(trained):
 
 def test_head_and_its_gradient_equal_autograd_through_the_head(trained):
     split = trained.engine.split
-    assert (_linear_weight(split) is None) == (trained.kind == "gemma2")  # it soft-caps its logits
+    assert (_linear_head(split) is None) == (trained.kind == "gemma2")  # it soft-caps its logits
     final = split.suffix(some_tokens(), None, 0)
     hidden = final.reshape(-1, final.shape[-1])[:20]
     targets = some_tokens(2).reshape(-1)[: len(hidden)]

@@ -17,6 +17,7 @@ SETTINGS = [
     {"rank": 3, "dropout": 0.2, "iters": 12},
     {"rank": 20, "num_layers": 3, "iters": 12, "weight_decay": 0.1},
     {"rank": 8, "keys": ["mlp.up_proj"], "iters": 12, "learning_rate": 0.3, "patience": 2, "repeat": 1},
+    {"train_type": "full", "iters": 12},
 ]
 
 
@@ -24,17 +25,17 @@ SETTINGS = [
 def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
     specs = [new_spec(folder, f"trial-{i}", **settings) for i, settings in enumerate(SETTINGS)]
-    run(new_engine(3), *specs)
+    run(new_engine(4), *specs)
     return specs
 
 
-def interrupted(folder: Path, steps: int, which=range(3)):
+def interrupted(folder: Path, steps: int, which=range(4)):
     """The trials after `steps` calls of `advance`, as a process that was killed leaves them."""
     specs = [new_spec(folder, f"trial-{i}", **SETTINGS[i]) for i in which]
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(engine_module, "SAVE_EVERY", 0.0)
         patched.setattr(engine_module, "SAVE_SHARE", math.inf)
-        engine = new_engine(3)
+        engine = new_engine(4)
         for spec in specs:
             engine.start(spec)
         for _ in range(steps):

@@ -55,3 +55,10 @@ def test_why_it_is_not_drawn(study_folder, adapters, make_study):
     (adapters / "adapters.safetensors").write_bytes(b"no tensors")
     assert "cannot be read" in adapter.compute(load(study_folder)).why_not
     assert "no winner" in adapter.compute(load(make_study("none", trials=[]))).why_not
+
+
+def test_a_winner_without_adapters(study_folder, adapters):
+    write_adapter(adapters, {(0, "q"): (ONE, [[1.0]])})
+    study = load(study_folder)
+    study.winner.config["train_type"] = "full"
+    assert "has no adapters" in adapter.compute(study).why_not

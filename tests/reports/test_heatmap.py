@@ -47,3 +47,12 @@ def test_more_trials_make_finer_bins(make_study):
 )
 def test_why_it_is_not_drawn(make_study, rows, told):
     assert told in heatmap.compute(load(make_study(trials=rows)), heatmap.RATIO).why_not
+
+
+def test_trials_without_adapters_are_left_out(make_study):
+    study = load(make_study())
+    before = heatmap.compute(study, heatmap.RATIO)
+    study.winner.config["train_type"] = "full"
+    after = heatmap.compute(study, heatmap.RATIO)
+    assert after.total == before.total - 1
+    assert not any(cell.winner for row in after.cells for cell in row)

@@ -130,7 +130,7 @@ def test_a_bad_store_is_traced_to_the_environment(monkeypatch: pytest.MonkeyPatc
         ("tracking.keep=best", "tracking.keep is 'best': expected all, or 1 or more"),
         ("cluster.workers=0", "cluster.workers is 0: expected 1 or more"),
         ("quantization=4", "quantization=4 is not there yet"),
-        ("train_type=full", "train_type=full is not there yet"),
+        ("train_type=ful", "train_type is 'ful': expected one of lora, dora, full. Did you mean full?"),
         ("optimizer.lora_plus_ratio=0", "optimizer.lora_plus_ratio is 0.0: expected a finite number above 0"),
         ("search.sampler.name=tpa", "expected one of tpe, random, grid, qmc, cmaes, gp, nsga2. Did you mean tpe?"),
         ("search.sampler.multivariate=3", "search.sampler.multivariate is 3: expected true or false"),

@@ -179,7 +179,8 @@ def test_what_trials_share_cannot_be_an_axis(key: str) -> None:
         ([ALONE], "There is nothing to search"),
         ([f"search.space=['{RANK}=8']"], "is one value, not an axis"),
         ([f"search.space=['{RANK}=8,9','{RANK}=4,8']"], "is an axis twice"),
-        (["train_type=lora,full"], "train_type=full is not there yet"),
+        (["train_type=full", f"{RANK}=4,8"], f"Axis {RANK}=4,8: train_type=full has no adapters"),
+        (["train_type=lora,full", "trainer.grad_checkpoint=true"], "train_type=full keeps its activations"),
     ],
 )
 def test_refused_searches(argv: list[str], words: str) -> None:
@@ -244,6 +245,12 @@ def _seconds(job: Job, values: dict[str, Any]) -> float:
     started = time.perf_counter()
     job.config_for(values)
     return time.perf_counter() - started
+
+
+def test_full_takes_packaged_axes_over_adapters_out() -> None:
+    keys = [axis.key for axis in make_job(["train_type=full"]).axes]
+    assert keys == ["optimizer.learning_rate", "num_layers"]
+    assert RANK in [axis.key for axis in make_job(["train_type=lora,full"]).axes]
 
 
 def test_packaged_num_layers_are_capped_in_one_line() -> None:
