@@ -14,6 +14,10 @@ DEFAULT_SCALE = 20.0
 SCALINGS = ("alpha_over_r", "alpha_over_sqrt_r", "direct")
 TRAIN_TYPES = ("lora", "dora", "full")
 OPTIMIZERS = ("adam", "adamw")
+QUANTIZATIONS = {  # bits, mlx's mode, group size where none is given
+    "4bit": (4, "affine", 64), "6bit": (6, "affine", 64), "8bit": (8, "affine", 64), "mxfp4": (4, "mxfp4", 32),
+}  # fmt: skip
+GROUP_SIZES = {"affine": (32, 64, 128), "mxfp4": (32,)}
 SCHEDULES = ("cosine", "linear", "constant")
 
 
@@ -105,7 +109,7 @@ class TrainConfig:
     resume_adapter_file: str | None = None
     fuse: bool = True
     quantization: str | None = None
-    quantization_group_size: int = 64
+    quantization_group_size: int | None = None  # None: 64, with mxfp4 32
     adapter_path: str | None = None
     seed: int = 0
 
@@ -137,6 +141,7 @@ def check(config: TrainConfig) -> None:
     _check_trainer(config.trainer)
     if config.train_type == "full" and config.trainer.grad_checkpoint:
         raise UserError("trainer.grad_checkpoint=true: train_type=full keeps its activations. Set it to false.")
+    _check_quantization(config)
     _require(
         config.num_layers == "all" or isinstance(config.num_layers, int),
         "num_layers", config.num_layers, "a number of blocks or all",
@@ -158,7 +163,6 @@ def _one_of(key: str, found: str, known: tuple[str, ...]) -> None:
 
 def _check_not_yet(config: TrainConfig) -> None:
     off = {
-        "quantization": (config.quantization, None),
         "trainer.grad_accumulation": (config.trainer.grad_accumulation, 1),
     }
     for key, (found, default) in off.items():
@@ -184,6 +188,19 @@ def _check_lora(lora: LoraParameters) -> None:
                 f"{where}.scale={lora.scale:g} and {where}.scale_ratio={lora.scale_ratio:g} contradict each other: "
                 f"at rank {lora.rank} the ratio means scale={derived:g}. Give one of the two."
             )
+
+
+def _check_quantization(config: TrainConfig) -> None:
+    name, size = config.quantization, config.quantization_group_size
+    if name is None:
+        return
+    _one_of("quantization", name, tuple(QUANTIZATIONS))
+    sizes = GROUP_SIZES[QUANTIZATIONS[name][1]]
+    known = " or ".join(map(str, sizes))
+    _require(size is None or size in sizes, "quantization_group_size", size, f"{known} with {name}, or null")
+    if config.train_type == "full":
+        raise UserError(f"train_type=full: no gradient step can change weights of few bits. Leave quantization={name} "
+                        "out, or train adapters (lora, dora).")  # fmt: skip
 
 
 def _positive(value: float) -> bool:

@@ -83,7 +83,7 @@ def _set_up(setup: Setup) -> tuple[Any, Ready]:
 
     config = TrainConfig.from_dict(setup.config)
     notes += backend.configure(config.trainer.memory_fraction)
-    base = load(config.model.path)
+    base = load(config.model.path, config.quantization, config.quantization_group_size)
     data = load_data(config.data, base.tokenizer, config.trainer.max_seq_length, config.seed)
     engine = Engine(base, data, setup.slots)
     _check(engine, config, setup.variants)

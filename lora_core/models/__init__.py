@@ -31,14 +31,19 @@ def resolve(path: str) -> Path:
     return sources.find(path)[0]
 
 
-def load(path: str) -> Base:
-    """Loads the model and tokenizer that `path` (see `ModelConfig`) stands for; on CPU in float32.
+def load(path: str, quantization: str | None = None, group_size: int | None = None) -> Base:
+    """Loads the model and tokenizer that `path` (see `ModelConfig`) stands for, quantised as asked for; on CPU in
+    float32.
 
-    Call `backend.prepare` first. Raises UserError as `resolve` does, and if mlx_lm cannot load the folder.
+    Call `backend.prepare` first. Raises UserError as `resolve` does, if mlx_lm cannot load the folder, and where the
+    model is quantised otherwise already.
     """
-    from lora_core.models import loading, sources
+    from lora_core.models import loading, quantised, sources
 
     folder, notes = sources.find(path)
+    if quantization is not None:
+        folder, more = quantised.folder_of(folder, quantization, group_size)
+        notes = [*notes, *more]
     base = loading.load_folder(folder, path)
     base.notes[:0] = notes
     return base

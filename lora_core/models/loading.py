@@ -22,9 +22,9 @@ LINEAR = (nn.Linear, nn.QuantizedLinear, SwitchLinear, QuantizedSwitchLinear)
 
 def load_folder(folder: Path, path: str) -> Base:
     """`path` is what the user wrote. Raises UserError if mlx_lm cannot load the folder."""
-    model, config = _load_model(folder)
+    model, config = load_checked(folder)
     tokenizer = _load_tokenizer(folder, config)
-    bits = _bits(model)
+    bits = bits_of(model)
     notes = _to_train_dtype(model, bits)
     model.freeze()
     mx.eval(model.parameters())
@@ -42,7 +42,8 @@ def load_folder(folder: Path, path: str) -> Base:
     return Base(model, tokenizer, info, notes)
 
 
-def _load_model(folder: Path) -> tuple[Any, dict[str, Any]]:
+def load_checked(folder: Path) -> tuple[Any, dict[str, Any]]:
+    """The model and its config.json. Raises UserError if mlx_lm cannot load the folder."""
     try:
         return load_model(folder, lazy=True)
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OSError) as error:
@@ -79,7 +80,7 @@ def _to_train_dtype(model: nn.Module, bits: int | None) -> list[str]:
     return notes
 
 
-def _bits(model: nn.Module) -> int | None:
+def bits_of(model: nn.Module) -> int | None:
     """Bits of the quantised layers, or None if there are none."""
     return next((module.bits for _, module in model.named_modules() if hasattr(module, "bits")), None)
 
@@ -98,7 +99,7 @@ def _dtype(model: nn.Module) -> mx.Dtype:
 
 
 def _dtype_name(model: nn.Module) -> str:
-    bits = _bits(model)
+    bits = bits_of(model)
     return f"{bits}-bit" if bits else _name(_dtype(model))
 
 
