@@ -45,6 +45,8 @@ BEATEN = "beaten at the same step by earlier trials"
 AHEAD = 16  # batches that frozen blocks may see before their turn
 PREFIX_SHARE = 0.125  # of the device's memory, for hidden states after frozen blocks
 
+UNEVEN = (3, 5, 6)  # bits, of which no whole number fills 32
+DORA_NOTE = "mlx_lm cannot load DoRA over 3, 5 or 6 bits: use the merged model, which fuse=true writes."
 
 AnyPack = Pack | FullPack
 
@@ -89,6 +91,8 @@ class Engine:
             raise UserError(
                 "train_type=dora: layers of experts take LoRA alone. Leave them out by lora_parameters.keys."
             )
+        if config.train_type == "dora" and self.base.info.bits in UNEVEN and DORA_NOTE not in self.notes:
+            self.notes.append(DORA_NOTE)
         if config.train_type == "full" and self.base.info.bits:
             raise UserError(
                 f"train_type=full: the base model is quantised to {self.base.info.bits} bits, which no gradient step "
@@ -192,12 +196,13 @@ class Engine:
             self._feeds[key] = Feed(self.data, self.prefixes, *key)
         return self._feeds[key]
 
-    def fuse(self, adapter_folder: Path, config: TrainConfig, folder: Path) -> Path:
-        """Merges a saved adapter into the base model and writes it to `folder`."""
+    def fuse(self, adapter_folder: Path, config: TrainConfig, folder: Path) -> float:
+        """Merges a saved adapter into the base model and writes it to `folder`; returns the error of `fuse`."""
         blocks, learned = self.split.blocks, self._load(str(adapter_folder), config)
         if config.train_type == "full":
             with full.carrying(self._weights(config), [weight for (weight,) in learned.values()]):
-                return write_model(folder, self.base, blocks)
+                write_model(folder, self.base, blocks)
+            return 0.0  # it is what was evaluated, to the bit
         multiplier = config.lora_parameters.multiplier
         return fuse(folder, self.base, blocks, self._sites(config), list(learned.values()), multiplier)
 

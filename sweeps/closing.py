@@ -10,6 +10,7 @@ from sweeps.client import Worker, WorkerDied
 from sweeps.config import SweepConfig
 from sweeps.display import Display
 from sweeps.keep import drop_adapters
+from sweeps.protocol import Fused
 from sweeps.scoring import score
 from sweeps.study_folder import write_log
 from sweeps.telling import Teller
@@ -38,11 +39,11 @@ class Closing:
         with self.display.doing("Merging the winner into the base model"):
             try:
                 damage = adapter_damage(best, adapter)
-                problem = damage or worker.fuse(adapter, best.config, self.folder / "best").reason
+                fused = Fused(None, damage) if damage else worker.fuse(adapter, best.config, self.folder / "best")
             except WorkerDied as death:
-                problem = write_log(self.folder, death)
-        if problem:
-            self.note(f"The winner was not merged into the base model: {problem}")
+                fused = Fused(None, write_log(self.folder, death))
+        if fused.note:
+            self.note(f"The winner {fused.note}")
 
     def score(self, worker: Worker, tracker: Teller) -> None:
         """Scores the test set, if there is one. The winner is known by now: what it says changes nothing."""

@@ -21,6 +21,8 @@ from lora_core.measured import Probe
 from lora_core.records import DataInfo, ModelInfo
 from lora_core.trial import Ended, Evaluated, TrialSpec
 
+NOTEWORTHY = 1e-3  # a smaller share of ΔW lost in merging is not spoken of
+
 
 @dataclass
 class Setup:
@@ -86,10 +88,22 @@ class Fuse:
 
 @dataclass
 class Fused:
-    """`folder` is null if it could not be done, for the reason given."""
+    """`folder` is null if it could not be done, for the reason given. `error`: what rounding took of ΔW, a share."""
 
     folder: str | None
     reason: str | None = None
+    error: float = 0.0
+
+    @property
+    def note(self) -> str | None:
+        """What to say of it; nothing where it went as it should."""
+        if self.reason is not None:
+            return f"was not merged into the base model: {self.reason}"
+        if self.error < NOTEWORTHY:
+            return None
+        return (
+            f"was merged with a loss: rounding to the base's dtype changed ΔW by {100 * self.error:.2g} % of its size."
+        )
 
 
 @dataclass

@@ -20,7 +20,7 @@ from sweeps.config import SweepConfig
 from sweeps.display import Display
 from sweeps.environment import environment
 from sweeps.preflight import check_places, opening
-from sweeps.protocol import Go, Ready, Report, Setup
+from sweeps.protocol import Fused, Go, Ready, Report, Setup
 from sweeps.requests import forget_requests, read_request
 from sweeps.scoring import score_trial
 from sweeps.space import cap_config
@@ -177,13 +177,12 @@ class Run:
         with self.display.doing("Merging the adapter into the base model"):
             try:
                 fused = worker.fuse(adapter, trial.config, adapter / "fused")
-                folder, problem = fused.folder, fused.reason
             except WorkerDied as death:
-                folder, problem = None, write_log(self.folder, death)
-        if problem:
-            self.record.notes.append(f"The adapter was not merged into the base model: {problem}")
+                fused = Fused(None, write_log(self.folder, death))
+        if fused.note:
+            self.record.notes.append(f"The adapter {fused.note}")
             self.display.say(self.record.notes[-1])
-        return folder
+        return fused.folder
 
 
 def _record(name: str, config: SweepConfig, ready: Ready, notes: list[str], argv: list[str]) -> StudyRecord:

@@ -131,7 +131,8 @@ def _measure(engine: Any, message: Measure) -> Probe:
 def _fuse(engine: Any, message: Fuse) -> Fused:
     config = TrainConfig.from_dict(message.config)
     try:
-        return Fused(str(engine.fuse(Path(message.adapter), config, Path(message.folder))))
+        error = engine.fuse(Path(message.adapter), config, Path(message.folder))
+        return Fused(message.folder, error=error)
     except Exception as error:
         if disk.is_full(error):
             return Fused(None, disk.told(error))

@@ -158,8 +158,8 @@ def test_fused_model_gives_equal_logits(make_engine, make_spec, tmp_path, train_
     engine, spec = make_engine(1), make_spec("trial", rank=8, scale_ratio=3.0, train_type=train_type)
     run(engine, spec)
     before = our_logits(engine, spec)
-    folder = engine.fuse(Path(spec.folder) / "adapters", TrainConfig.from_dict(spec.config), tmp_path / "fused")
-    fused, _ = mlx_lm.load(str(folder))
+    engine.fuse(Path(spec.folder) / "adapters", TrainConfig.from_dict(spec.config), tmp_path / "fused")
+    fused, _ = mlx_lm.load(str(tmp_path / "fused"))
     np.testing.assert_allclose(logits(fused), before, rtol=0, atol=1e-4)
     # The base model is itself again, and would not have passed.
     np.testing.assert_array_equal(our_logits(engine, spec), before)

@@ -54,8 +54,8 @@ def test_stock_mlx_lm_and_the_merged_model_give_equal_logits(make_spec, tmp_path
     np.testing.assert_array_equal(base, logits(stock(engine)))
     loaded = stock(engine, adapter_path=f"{spec.folder}/adapters")
     np.testing.assert_allclose(logits(loaded), ours, rtol=0, atol=1e-5)
-    merged = engine.fuse(Path(spec.folder) / "adapters", TrainConfig.from_dict(spec.config), tmp_path / "merged")
-    np.testing.assert_allclose(logits(mlx_lm.load(str(merged))[0]), ours, rtol=0, atol=1e-5)
+    engine.fuse(Path(spec.folder) / "adapters", TrainConfig.from_dict(spec.config), tmp_path / "merged")
+    np.testing.assert_allclose(logits(mlx_lm.load(str(tmp_path / "merged"))[0]), ours, rtol=0, atol=1e-5)
     np.testing.assert_array_equal(logits(engine.base.model), base)
 
 

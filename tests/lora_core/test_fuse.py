@@ -5,17 +5,20 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import mlx.core as mx
+import mlx.nn as nn
 import mlx_lm
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
 from lora_core import fuse as fusing
+from lora_core import models
 from lora_core.adapters import Site, StackedLora
 from lora_core.engine import Engine
 from lora_core.fuse import fuse
+from lora_core.models import loading
 from tests.lora_core.architectures import write_model
-from tests.lora_core.helpers import new_engine
+from tests.lora_core.helpers import demo, new_engine
 
 S = 2.5
 
@@ -83,12 +86,13 @@ def test_a_failed_merge_leaves_the_old_folder_and_the_base(tmp_path: Path, monke
     def refuse(*_: object, **__: object) -> None:
         raise OSError("no space left on device")
 
-    weight = sites[0].module.linear.weight
+    linear = sites[0].module.linear
+    weight = linear.weight
     monkeypatch.setattr(fusing, "save", refuse)
     with pytest.raises(OSError, match="no space"):
         fuse(tmp_path / "fused", engine.base, engine.split.blocks, sites, pairs, S)
     assert (tmp_path / "fused" / "old").exists()
-    assert sites[0].module.linear.weight is weight
+    assert sites[0].module.linear is linear and linear.weight is weight
 
 
 def test_no_model_is_begun_without_room_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,3 +104,44 @@ def test_no_model_is_begun_without_room_for_it(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(OSError, match="GB are needed"):
         fuse(tmp_path / "fused", engine.base, engine.split.blocks, sites, pairs, S)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["4bit", "6bit", "8bit", "mxfp4"])
+def test_a_quantised_base_is_dequantised_first(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dequantised = {n: np.array(v) for n, v in tree_flatten(models.load("builtin:tiny", name).model.parameters())}
+    monkeypatch.setattr(loading, "_to_train_dtype", lambda *_: [])
+    engine = Engine(models.load("builtin:tiny", name), demo(), 1)
+    sites, pairs = made(engine)
+    tokens = mx.array([[1, 2, 3, 4]])
+    before = engine.base.model(tokens)
+    error = fuse(tmp_path / "fused", engine.base, engine.split.blocks, sites, pairs, S)
+    merged = dict(tree_flatten(mlx_lm.load(str(tmp_path / "fused"))[0].parameters()))
+    assert merged.keys() == dequantised.keys()
+    deltas = {f"{engine.split.block_name(site.layer)}.{site.key}.weight": S * np.array(a @ b).T
+              for site, (a, b) in zip(sites, pairs, strict=True)}  # fmt: skip
+    for weight, base in dequantised.items():
+        np.testing.assert_allclose(
+            np.array(merged[weight].astype(mx.float32)), base + deltas.get(weight, 0), rtol=0, atol=1e-4
+        )
+    assert error < 1e-3
+    assert isinstance(sites[0].module.linear, nn.QuantizedLinear)
+    assert mx.array_equal(engine.base.model(tokens), before)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-4])
+def test_what_rounding_takes_of_the_change_is_measured(size: float, tmp_path: Path) -> None:
+    engine = new_engine()
+    sites, pairs = made(engine)
+    for site in sites:
+        site.module.linear.weight = site.module.linear.weight.astype(mx.bfloat16)
+    pairs = [(size * a, b) for a, b in pairs]
+    error = fuse(tmp_path / "fused", engine.base, engine.split.blocks, sites, pairs, S)
+    merged = dict(tree_flatten(mlx_lm.load(str(tmp_path / "fused"))[0].parameters()))
+    lost = changed = 0.0
+    for site, (a, b) in zip(sites, pairs, strict=True):
+        delta = S * np.array(a @ b, dtype=np.float64).T
+        weight = np.array(merged[f"{engine.split.block_name(site.layer)}.{site.key}.weight"].astype(mx.float32))
+        lost += ((weight - np.array(site.module.linear.weight.astype(mx.float32)) - delta) ** 2).sum()
+        changed += (delta**2).sum()
+    assert error == pytest.approx((lost / changed) ** 0.5, rel=1e-2)
+    assert (error > 0.1) == (size < 1)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from lora_core import models
-from lora_core.engine import Engine
+from lora_core.config import TrainConfig
+from lora_core.engine import DORA_NOTE, Engine
 from lora_core.errors import UserError
 from lora_core.models import loading, tiny
 from tests.lora_core.helpers import demo, losses, new_spec, run
@@ -83,3 +84,23 @@ def test_training_over_it_equals_training_dequantised(
     assert (quantised[0], dequantised[0]) == ("QuantizedLinear", "Linear")
     np.testing.assert_allclose(quantised[1], dequantised[1], rtol=1e-4)
     assert np.abs(whole[1] / dequantised[1] - 1).max() > 1e-3
+
+
+@pytest.mark.parametrize("train_type", ["lora", "dora"])
+@pytest.mark.parametrize("name", NAMES)
+def test_stock_mlx_lm_loads_the_adapter_over_it(tmp_path: Path, name: str, train_type: str) -> None:
+    engine = Engine(models.load("builtin:tiny", name), demo(), 1)
+    spec = new_spec(tmp_path, "trial", train_type=train_type, eval_rows=6)
+    run(engine, spec)
+    adapters = Path(spec.folder) / "adapters"
+    engine.fuse(adapters, TrainConfig.from_dict(spec.config), tmp_path / "merged")
+    merged = logits(mlx_lm.load(str(tmp_path / "merged"))[0])
+    if (name, train_type) == ("6bit", "dora"):
+        assert DORA_NOTE in engine.notes
+        with pytest.raises(ValueError, match="incompatible"):
+            mlx_lm.load(engine.base.info.folder, adapter_path=str(adapters))
+    else:
+        assert DORA_NOTE not in engine.notes
+        stock = mlx_lm.load(engine.base.info.folder, adapter_path=str(adapters))[0]
+        np.testing.assert_allclose(logits(stock), merged, rtol=0, atol=1e-4)
+    assert np.abs(logits(engine.base.model) - merged).max() > 1e-2

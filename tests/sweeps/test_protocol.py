@@ -45,6 +45,7 @@ SPEC = TrialSpec("trial-0007", "trial", CONFIG, "/out/ä b", 7, params={"lora_pa
         Progress(3, 100, 0.25),
         Fuse("/out/adapters", CONFIG, "/out/best"),
         Fused(None, "no space left"),
+        Fused("/merged", error=0.25),
         Score("/out/adapters", CONFIG),
         Score(None, CONFIG),
         Scored(0.1 + 0.2),
@@ -78,3 +79,9 @@ def test_settings_keep_their_types() -> None:
     assert isinstance(go, Go)
     assert TrainConfig.from_dict(go.start[0].config) == TrainConfig()
     assert Path(go.start[0].folder) == Path("/out/ä b")
+
+
+def test_a_merge_is_spoken_of_where_something_was_lost() -> None:
+    assert Fused("/merged", error=1e-5).note is None
+    assert "changed ΔW by 25 % of its size" in str(Fused("/merged", error=0.25).note)
+    assert "was not merged into the base model: no space" in str(Fused(None, "no space").note)
