@@ -70,11 +70,11 @@ def order(batches: int, steps: int, seed: int, repeat: int) -> np.ndarray:
 
 
 def steps_for(trainer: TrainerConfig, batches: int) -> int:
-    """The optimizer steps of a trial: `iters`, or `epochs` times `batches`, rounded, at least 1."""
+    """The optimizer steps of a trial: `iters`, or those in `epochs` times `batches`, rounded, at least 1."""
     if trainer.iters is not None:
         return trainer.iters
     assert trainer.epochs is not None  # config.check wants one of the two
-    return max(1, round(trainer.epochs * batches))
+    return max(1, round(trainer.epochs * batches / trainer.grad_accumulation))
 
 
 def _round_up(number: int, multiple: int) -> int:

@@ -133,9 +133,8 @@ def _build(cls: Any, values: dict[str, Any]) -> Any:
 
 
 def check(config: TrainConfig) -> None:
-    """Raises UserError for a setting that no model or data could make right, or whose feature is not there yet."""
+    """Raises UserError for a setting that no model or data could make right."""
     _one_of("train_type", config.train_type, TRAIN_TYPES)
-    _check_not_yet(config)
     _check_lora(config.lora_parameters)
     _check_optimizer(config.optimizer)
     _check_trainer(config.trainer)
@@ -159,16 +158,6 @@ def _require(holds: bool, key: str, found: Any, expected: str) -> None:
 def _one_of(key: str, found: str, known: tuple[str, ...]) -> None:
     if found not in known:
         raise UserError(f"{key} is {found!r}: expected one of {', '.join(known)}.{near(str(found), known)}")
-
-
-def _check_not_yet(config: TrainConfig) -> None:
-    off = {
-        "trainer.grad_accumulation": (config.trainer.grad_accumulation, 1),
-    }
-    for key, (found, default) in off.items():
-        if found != default:
-            shown = "null" if default is None else str(default).lower()
-            raise UserError(f"{key}={found} is not there yet: leave it at {shown}.")
 
 
 def _check_lora(lora: LoraParameters) -> None:
@@ -223,7 +212,8 @@ def _check_trainer(trainer: TrainerConfig) -> None:
     if (trainer.iters is None) == (trainer.epochs is None):
         found = "both" if trainer.iters is not None else "neither"
         raise UserError(f"trainer.iters and trainer.epochs: found {found}, give one (the other null).")
-    for name in ("iters", "epochs", "batch_size", "max_seq_length", "eval_every", "eval_rows", "patience"):
+    for name in ("iters", "epochs", "batch_size", "max_seq_length", "eval_every", "eval_rows", "patience",
+                 "grad_accumulation"):  # fmt: skip
         value = getattr(trainer, name)
         _require(value is None or 0 < value < math.inf, f"trainer.{name}", value, "more than 0 and finite")
     _require(

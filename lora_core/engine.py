@@ -35,7 +35,7 @@ from lora_core.records import remove_checkpoint
 from lora_core.slot import Slot, Stopwatch, adapts
 from lora_core.split import Split, Whole, choose_split
 from lora_core.stacks import State
-from lora_core.step import Computation
+from lora_core.step import Computation, Rows
 from lora_core.trial import Ended, Evaluated, TrialSpec
 
 SAVE_EVERY = 30.0  # seconds between two checkpoints of the running trials, or more,
@@ -143,13 +143,12 @@ class Engine:
         """One optimizer step of the trial that is furthest behind and of all that can share it."""
         _, pack, feed = min(self.running, key=lambda entry: entry[0].step)
         due = self._due(pack, feed)
-        batches = [self._next_batch(slot, feed) for slot in due]
-        coming = [[feed.train[i] for i in slot.order[slot.step : slot.step + AHEAD]] for slot in due]
-        rows = feed.rows(coming, "train", [pack.boundary(slot) for slot in due])
+        tokens = [sum(batch.tokens for batch in self._next_batches(slot, feed)) for slot in due]
+        rows = [self._rows(due, pack, feed, part) for part in range(due[0].per_step)]
         self._unheard.append((due, pack.step(due, rows)))
-        for slot, batch in zip(due, batches, strict=True):
-            slot.took_step(batch.tokens)
-            self.steps, self.tokens = self.steps + 1, self.tokens + batch.tokens
+        for slot, count in zip(due, tokens, strict=True):
+            slot.took_step(count)
+            self.steps, self.tokens = self.steps + 1, self.tokens + count
         if any(slot.check_due for slot in due):
             self.listen()
             pack.read_alive()
@@ -171,11 +170,12 @@ class Engine:
         self.save_every = max(SAVE_EVERY, (self._saved - start) / SAVE_SHARE)
 
     def _due(self, pack: AnyPack, feed: Feed) -> list[Slot]:
-        """The slots of the pack that go next: those of the padded length that most of them wait for. A slot that
-        waits for a rarer one goes when others have come to it too; among equals, that of the least advanced."""
-        waiting: dict[int, list[Slot]] = {}
+        """The slots of the pack that go next: those of the padded lengths that most of them wait for. A slot that
+        waits for rarer ones goes when others have come to them too; among equals, that of the least advanced."""
+        waiting: dict[tuple[int, ...], list[Slot]] = {}
         for slot in pack.slots:
-            waiting.setdefault(self._next_batch(slot, feed).length, []).append(slot)
+            lengths = tuple(batch.length for batch in self._next_batches(slot, feed))
+            waiting.setdefault(lengths, []).append(slot)
         most = max(waiting.values(), key=lambda slots: (len(slots), -min(slot.step for slot in slots)))
         return _few_shapes(most)
 
@@ -233,7 +233,7 @@ class Engine:
         if spec.role == "base":
             return np.empty(0, dtype=np.int64)
         steps = steps_for(config.trainer, len(feed.train))
-        return order(len(feed.train), steps, config.seed, spec.repeat)
+        return order(len(feed.train), steps * config.trainer.grad_accumulation, config.seed, spec.repeat)
 
     def bottom(self, config: TrainConfig) -> int:
         """The lowest adapted block."""
@@ -253,7 +253,11 @@ class Engine:
             return FullPack(self.computation, self._weights(config), config.num_layers == "all")
         lora = config.lora_parameters
         depth = None if self.joins else self.bottom(config)
-        key = (feed.key, depth, config.train_type, lora.dropout_on, lora.compute_dtype, config.trainer.grad_checkpoint)
+        trainer = config.trainer
+        key = (
+            feed.key, depth, config.train_type, lora.dropout_on, lora.compute_dtype, trainer.grad_checkpoint,
+            trainer.grad_accumulation,
+        )  # fmt: skip
         if key not in self._packs:
             self._packs[key] = Pack(self.computation, self.sites, config)
         return self._packs[key]
@@ -273,8 +277,13 @@ class Engine:
         loaded = load_adapter(path, self.split, sites, config.lora_parameters.rank, dora)
         return {site.index: weights for site, weights in zip(sites, loaded, strict=True)}
 
-    def _next_batch(self, slot: Slot, feed: Feed) -> Batch:
-        return feed.train[slot.order[slot.step]]
+    def _next_batches(self, slot: Slot, feed: Feed) -> list[Batch]:
+        return [feed.train[index] for index in slot.coming[: slot.per_step]]
+
+    def _rows(self, due: list[Slot], pack: AnyPack, feed: Feed, part: int) -> Rows:
+        """Those of one of the batches of the step that the due slots take next."""
+        coming = [[feed.train[index] for index in slot.coming[part : part + AHEAD]] for slot in due]
+        return feed.rows(coming, "train", [pack.boundary(slot) for slot in due])
 
     def _evaluate(self, due: list[Slot], pack: AnyPack, feed: Feed) -> None:
         if due:

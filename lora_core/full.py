@@ -19,7 +19,7 @@ from lora_core.pack import settings_of
 from lora_core.slot import Slot
 from lora_core.split import Split
 from lora_core.stacks import State
-from lora_core.step import Computation, Rows, Traits, update
+from lora_core.step import Computation, Rows, Traits, added, counted, update
 
 
 @dataclass(frozen=True)
@@ -112,20 +112,25 @@ class FullPack:
         """The lowest block that the slot's rows must run through at each step."""
         return slot.bottom if self.computation.splits else 0
 
-    def step(self, due: Sequence[Slot], rows: Rows) -> mx.array:
-        """Starts one AdamW step; returns the loss [1] without waiting for it."""
-        counted = mx.maximum(rows.weights.sum(), 1)
+    def step(self, due: Sequence[Slot], batches: Sequence[Rows]) -> mx.array:
+        """Starts one AdamW step on one or more batches; returns the loss [1] without waiting for it."""
 
-        def objective(arrays: list[mx.array]) -> mx.array:
+        def objective(arrays: list[mx.array], rows: Rows) -> mx.array:
             losses = self._losses(arrays, due[0], rows, self.losses)
-            return (losses * (rows.weights / counted)).sum()
+            return (losses * (rows.weights / tokens)).sum()
 
-        mean, gradients = mx.value_and_grad(objective)([stack[0, 0] for ((stack,), *_) in self._state])
+        tokens, arrays = counted(batches), [stack[0, 0] for ((stack,), *_) in self._state]
+        mean, gradients = mx.array(0.0), list[Weights]()
+        for rows in batches:
+            share, new = mx.value_and_grad(objective)(arrays, rows)
+            mean, gradients = mean + share, added(gradients, [_one((g,)) for g in new])
+            if len(batches) > 1:
+                mx.eval(mean, gradients)  # the activations of one batch are gone before there are others
         settings = settings_of(due)
-        norm = mx.sqrt(sum((mx.square(gradient).sum() for gradient in gradients), mx.array(0.0)))
+        norm = mx.sqrt(sum((mx.square(gradient).sum() for (gradient,) in gradients), mx.array(0.0)))
         self._alive = self._alive & mx.isfinite(mean) & mx.isfinite(norm)
         factor = mx.minimum(1.0, settings["clip"] / (norm + 1e-6))
-        self._state = update(self._state, [_one((g,)) for g in gradients], settings, factor, self._alive)
+        self._state = update(self._state, gradients, settings, factor, self._alive)
         mx.async_eval(mean, self._state, self._alive)
         return mean.reshape(1)
 

@@ -54,9 +54,9 @@ class Pack:
         """What the slot has learned."""
         return {index: adapter for index, (adapter, *_) in self.state(slot).items()}
 
-    def step(self, due: Sequence[Slot], rows: Rows) -> mx.array:
-        """Starts one optimizer step of the slots in `due`, which are in the pack's order; returns their losses
-        [len(due)] without waiting for them."""
+    def step(self, due: Sequence[Slot], rows: Sequence[Rows]) -> mx.array:
+        """Starts one optimizer step of the slots in `due`, which are in the pack's order, on the rows of one or more
+        batches; returns their losses [len(due)] without waiting for them."""
         stacks = self.stacks()
         losses, state = self._stepped(stacks, due, rows)
         stacks.put_back(due, *state)
@@ -66,7 +66,7 @@ class Pack:
         return losses
 
     def _stepped(
-        self, stacks: Stacks, due: Sequence[Slot], rows: Rows
+        self, stacks: Stacks, due: Sequence[Slot], rows: Sequence[Rows]
     ) -> tuple[mx.array, tuple[dict[Group, State], mx.array]]:
         state, traits = stacks.subset(due), self._traits(due)
         settings = self._settings(due, list(state), traits, stacks.alive[stacks.index(due)])
@@ -99,7 +99,8 @@ class Pack:
         settings = {"moving": _moving(due), "alive": alive, **self._constant(due, groups)}
         if traits.dropping:
             sites = [site for group in groups for site in group]
-            settings["key"] = mx.array(np.stack([self._keys(slot, sites) for slot in due]))
+            parts = range(due[0].per_step)
+            settings["keys"] = [mx.array(np.stack([self._keys(slot, sites, part) for slot in due])) for part in parts]
         return settings
 
     def _constant(self, due: Sequence[Slot], groups: list[Group]) -> dict:
@@ -109,10 +110,10 @@ class Pack:
             self._constants[tuple(due)] = {**_constants(due), "multiplier": multiplier}
         return self._constants[tuple(due)]
 
-    def _keys(self, slot: Slot, sites: Sequence[Site]) -> np.ndarray:
-        """A dropout key per site, uint32 [S, 2], from (seed, repeat, step, layer)."""
-        indices = [site.index for site in sites]
-        sequence = np.random.SeedSequence([slot.config.seed, slot.spec.repeat, slot.step])
+    def _keys(self, slot: Slot, sites: Sequence[Site], part: int) -> np.ndarray:
+        """A dropout key per site, uint32 [S, 2], from (seed, repeat, place of the batch in the order, layer)."""
+        indices, place = [site.index for site in sites], slot.step * slot.per_step + part
+        sequence = np.random.SeedSequence([slot.config.seed, slot.spec.repeat, place])
         return sequence.generate_state(2 * (max(indices) + 1)).reshape(-1, 2)[indices]
 
 

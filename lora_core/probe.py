@@ -123,7 +123,7 @@ class Alone:
         """Frozen blocks of every batch once, and the base model's loss."""
         feed = self.engine.feed(samples[0])
         bottom = self.engine.base.info.depth - min(map(self.depth, samples))
-        batches = len(feed.valid) + min(len(feed.train), max(steps_for(s.trainer, len(feed.train)) for s in samples))
+        batches = len(feed.valid) + max(_batches(feed, sample) for sample in samples)
         prefix = _prefix_seconds(self.engine, feed, bottom) if bottom else 0.0
         return batches * prefix + len(feed.valid) * self._at(samples[0], "evaluation")
 
@@ -149,9 +149,10 @@ def timed(engine: Engine, configs: Sequence[TrainConfig], steps: int = STEPS) ->
         peak, evaluation = backend.peak_memory_gb(), _evaluation_seconds(engine)
         engine.listen()
     padded = statistics.mean(batch.inputs.size for batch in feed.train)
-    seen = [feed.train[i].inputs.size for i in first.order[1 : first.step]] or [padded]
+    taken = first.order[first.per_step : first.step * first.per_step]
+    seen = [feed.train[i].inputs.size for i in taken] or [padded]
     seconds *= len(configs) / max(done, 1) * padded / statistics.mean(seen)
-    tokens = len(configs) * statistics.mean(batch.tokens for batch in feed.train)
+    tokens = len(configs) * first.per_step * statistics.mean(batch.tokens for batch in feed.train)
     return Timed(seconds, evaluation, tokens, peak, first.pending[:steps], adapter)
 
 
@@ -203,6 +204,11 @@ def _prefix_seconds(engine: Engine, feed: Feed, bottom: int) -> float:
     return (time.perf_counter() - start) / len(alike)
 
 
+def _batches(feed: Feed, config: TrainConfig) -> int:
+    """How many different training batches a trial takes."""
+    return min(len(feed.train), steps_for(config.trainer, len(feed.train)) * config.trainer.grad_accumulation)
+
+
 def _counts(most: int) -> list[int]:
     """2, 4, … up to `most`."""
     return [1 << power for power in range(1, most.bit_length())]
@@ -230,8 +236,7 @@ def _still_to_cache(engine: Engine, samples: list[TrainConfig]) -> float:
     sizes: dict[Any, int] = {}
     for sample in samples:
         feed, bottom = engine.feed(sample), engine.bottom(sample)
-        used = min(len(feed.train), steps_for(sample.trainer, len(feed.train)))
-        padded = statistics.mean(batch.inputs.size for batch in feed.train) * used
+        padded = statistics.mean(batch.inputs.size for batch in feed.train) * _batches(feed, sample)
         padded += sum(batch.inputs.size for batch in feed.valid)
         if bottom and engine.prefixes.per_token:
             sizes[feed.key, bottom] = int(padded * engine.prefixes.per_token)

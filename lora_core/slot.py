@@ -25,12 +25,12 @@ def adapts(config: TrainConfig, bottom: int, site: Site) -> bool:
 
 @dataclass(eq=False)
 class Slot:
-    """A running trial. Steps are optimizer steps; step i uses batch `order`[i]."""
+    """A running trial. Steps are optimizer steps, each of which takes the next `per_step` batches of `order`."""
 
     spec: TrialSpec
     config: TrainConfig
     bottom: int  # lowest adapted block
-    order: np.ndarray  # int [steps], batch of each step
+    order: np.ndarray  # int [steps · per_step]
     step: int = 0
     best: float = math.inf
     best_step: int | None = None
@@ -70,7 +70,16 @@ class Slot:
 
     @property
     def steps(self) -> int:
-        return len(self.order)
+        return len(self.order) // self.per_step
+
+    @property
+    def per_step(self) -> int:
+        return self.config.trainer.grad_accumulation
+
+    @property
+    def coming(self) -> np.ndarray:
+        """The batches that are still to be taken."""
+        return self.order[self.step * self.per_step :]
 
     @property
     def rate(self) -> float:

@@ -64,28 +64,34 @@ class Computation:
         return (losses.reshape(rows.targets.shape) * rows.weights).sum(axis=1)
 
     def step(
-        self, groups: Sequence[Group], traits: Traits, state: list[State], slots: dict, rows: Rows
+        self, groups: Sequence[Group], traits: Traits, state: list[State], slots: dict, batches: Sequence[Rows]
     ) -> tuple[list[State], mx.array, mx.array]:
-        """One AdamW step of every slot.
+        """One AdamW step of every slot, on the mean loss over all tokens of one or more batches.
 
         slots: `multiplier` [m, 1, …] by group; `keep`, `decay`, `ratio`, `clip`, `alive` [K]; `moving` [3, K], the
-        learning rate and 1/(1-βᵗ) of both moments; with dropout, `key` uint32 [K, S, 2].
+        learning rate and 1/(1-βᵗ) of both moments; with dropout, `keys` uint32 [K, S, 2] by batch.
         Returns the new state, the mean loss of each slot's tokens [K], and `alive` [K]: false from the first loss or
         gradient that is not finite, and such a slot keeps the adapters it had.
         """
 
-        def objective(weights: list[Weights]) -> tuple[mx.array, mx.array]:
-            hidden = self.hidden(sites, traits, weights, lengths, slots, rows)
+        def objective(weights: list[Weights], rows: Rows, dropout: dict) -> tuple[mx.array, mx.array]:
+            hidden = self.hidden(sites, traits, weights, lengths, dropout, rows)
             losses = self.losses_with_gradient(hidden, rows.targets.reshape(-1))
-            counted = mx.maximum(rows.weights.sum(axis=1, keepdims=True), 1)
-            mean = (losses.reshape(rows.targets.shape) * (rows.weights / counted)).sum(axis=1)
+            mean = (losses.reshape(rows.targets.shape) * (rows.weights / tokens)).sum(axis=1)
             return mean.sum(), mean
 
+        tokens = counted(batches)
         stacks = [self._ready(adapter, s, traits) for (adapter, *_), s in zip(state, slots["multiplier"], strict=True)]
         sites, ready = _sites(groups), _by_site(stacks)
         lengths = _lengths(sites, ready)
-        (_, mean), by_site = mx.value_and_grad(objective)(ready)
-        gradients = _by_group(by_site, groups, slots["multiplier"])
+        mean, gradients = mx.array(0.0), list[Weights]()
+        for part, rows in enumerate(batches):
+            dropout = {**slots, "key": slots["keys"][part]} if traits.dropping else slots
+            (_, share), by_site = mx.value_and_grad(objective)(ready, rows, dropout)
+            mean = mean + share
+            gradients = added(gradients, _by_group(by_site, groups, slots["multiplier"]))
+            if len(batches) > 1:
+                mx.eval(mean, gradients)  # the activations of one batch are gone before there are others
         norm = mx.sqrt(squared_norm(groups, gradients, len(mean)))
         alive = slots["alive"] & mx.isfinite(mean) & mx.isfinite(norm)
         factor = mx.minimum(1.0, slots["clip"] / (norm + 1e-6))
@@ -161,6 +167,18 @@ class Checkpointed(StandIn):
             return tuple(mx.vjp(plain, mx.depends(list(primals), [cotangent]), [cotangent])[1])
 
         return run(hidden, *[part for active in self._actives for part in active.learned])
+
+
+def counted(batches: Sequence[Rows]) -> mx.array:
+    """The tokens of each slot that count in the loss, [K, 1], of all batches of a step; at least 1."""
+    return mx.maximum(sum((rows.weights.sum(axis=1, keepdims=True) for rows in batches), mx.array(0.0)), 1)
+
+
+def added(before: list[Weights], new: list[Weights]) -> list[Weights]:
+    """The sum of gradients of several batches; there are none before the first."""
+    if not before:
+        return new
+    return [tuple(a + b for a, b in zip(*pair, strict=True)) for pair in zip(before, new, strict=True)]
 
 
 def _sites(groups: Sequence[Group]) -> list[Site]:

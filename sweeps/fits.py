@@ -15,7 +15,7 @@ UNCONDITIONAL = ("cmaes", "gp", "nsga2")
 # Sampler → the package it needs, which is also the name of our extra, or is brought by it.
 PACKAGES = {"cmaes": "cmaes", "gp": "torch"}
 # A pruner compares the losses of trials at one step, so a step must be the same thing in all of them.
-LENGTH = ("trainer.iters", "trainer.epochs", "trainer.batch_size")
+LENGTH = ("trainer.iters", "trainer.epochs", "trainer.batch_size", "trainer.grad_accumulation")
 
 
 def check_methods(sampler: str, pruner: str, axes: list[Axis], objectives: int = 1) -> None:

@@ -20,7 +20,6 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from sweeps.cli import main
 from sweeps.compose import Composer
 
 ROOT = Path(__file__).parents[1]
@@ -150,14 +149,6 @@ def test_pictures_and_files_named_in_it_exist() -> None:
     named = re.findall(r"\]\(([^)#:]+)\)", README)
     assert named
     assert not [path for path in named if not (ROOT / path).exists()]
-
-
-def test_not_yet_is_said_of_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
-    keys = re.findall(r"`([a-z_.]+=[^`]+)`", README.partition("## Not there yet")[2].partition("\n## ")[0])
-    assert keys
-    for key in keys:
-        assert main(["search" if key.startswith("search.") else "train", key]) == 2
-        assert "not there yet" in capsys.readouterr().err, key
 
 
 def test_the_settings_table_has_the_defaults() -> None:

@@ -26,6 +26,8 @@ SETTINGS = [
     {"rank": 6, "dropout": 0.3, "seed": 1},
     {"rank": 40, "num_layers": "all", "grad_checkpoint": True},
     {"rank": 4, "num_layers": 1, "keys": ["mlp.up_proj"], "batch_size": 2},
+    {"rank": 5, "dropout": 0.2, "grad_accumulation": 2},
+    {"rank": 12, "num_layers": 3, "grad_accumulation": 2, "grad_clip": 0.1},
     {"train_type": "dora", "rank": 5, "dropout": 0.2},
     {"train_type": "dora", "rank": 20, "num_layers": 3, "dropout_on": "delta"},
     {"train_type": "dora", "rank": 4, "keys": ["self_attn.v_proj"], "grad_checkpoint": True},
@@ -104,7 +106,7 @@ def swapped_a(step):
 
 def divided_loss(step):
     def divided(self, *arguments):
-        losses, slots = self.losses_with_gradient, arguments[-1].targets.shape[0]
+        losses, slots = self.losses_with_gradient, arguments[-1][0].targets.shape[0]
         self.losses_with_gradient = lambda *given: losses(*given) / slots
         try:
             return step(self, *arguments)
@@ -123,7 +125,7 @@ def shared_mask(drop):
 
 
 def shifted_keys(keys):
-    return lambda self, slot, sites: keys(self, slot, sites) + self.slots.index(slot)
+    return lambda self, slot, *rest: keys(self, slot, *rest) + self.slots.index(slot)
 
 
 BREAKS = {

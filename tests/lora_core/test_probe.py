@@ -99,7 +99,7 @@ def test_it_says_what_packing_does_to_bits(tmp_path, monkeypatch):
     from lora_core.pack import Pack
 
     keys = Pack._keys
-    monkeypatch.setattr(Pack, "_keys", lambda self, slot, sites: keys(self, slot, sites) + len(self.slots))
+    monkeypatch.setattr(Pack, "_keys", lambda self, slot, *rest: keys(self, slot, *rest) + len(self.slots))
     dropping = samples(tmp_path, {"dropout": 0.1}, {})
     notes = probe(new_engine(2), dropping, 2, choose=False).notes
     assert any("2 trials packed differ from each alone by" in note for note in notes)
