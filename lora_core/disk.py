@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-# What the writers of MLX and safetensors say of a write that failed; neither raises an OSError.
-_SAID = re.compile(r"Unable to write \d+ bytes|No space left on device")
+# What the writers of MLX and safetensors, and SQLite, say of a write that failed; none of them raises an OSError.
+_SAID = re.compile(r"Unable to write \d+ bytes|No space left on device|database or disk is full")
 MARGIN = 1.05  # names, indices and whatever else goes along with the numbers
 
 

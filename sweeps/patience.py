@@ -8,6 +8,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, PendingRollbackError, ProgrammingError
 
+from lora_core import disk
 from lora_core.errors import UserError
 from sweeps import interrupts
 from sweeps.connect import first_line
@@ -49,7 +50,7 @@ def is_away(error: Exception) -> bool:
     """Whether it may be otherwise later: the database cannot be reached, is busy, or broke off the conversation, for
     which drivers have all kinds of errors."""
     cause = _cause(error)
-    if isinstance(cause, ProgrammingError | DataError | IntegrityError):
+    if isinstance(cause, ProgrammingError | DataError | IntegrityError) or disk.is_full(cause):
         return False
     return isinstance(cause, DBAPIError | PendingRollbackError)
 

@@ -67,6 +67,7 @@ def test_not_for_ever() -> None:
 
 def test_what_waiting_does_not_mend_is_raised() -> None:
     wrong = ProgrammingError("SELECT x", {}, sqlite3.ProgrammingError("no such column"))
-    for error in (wrong, wrapped(wrong)):
+    full = OperationalError("INSERT 1", {}, sqlite3.OperationalError("database or disk is full"))
+    for error in (wrong, wrapped(wrong), full, wrapped(full)):
         with pytest.raises(type(error)):
             Asked(1, error).ask("so")
