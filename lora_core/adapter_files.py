@@ -1,48 +1,31 @@
-"""Adapters on disk, in the layout of stock mlx_lm: `adapters.safetensors` and `adapter_config.json`.
+"""A run's adapters by the names and in the layout of stock mlx_lm.
 
 mlx_lm multiplies B·A by `scale` itself, so `scale` there is our multiplier; α, α/r and the scaling stand beside it.
 """
 
-import hashlib
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import numpy as np
-from safetensors.numpy import save_file
 
+from lora_core.adapter_folder import check_base, read
 from lora_core.adapters import ExpertLora, Site, Weights
 from lora_core.config import TrainConfig
 from lora_core.errors import UserError
-from lora_core.records import ADAPTER, write_json
+from lora_core.records import ModelInfo
 from lora_core.split import Split
 
 SIDES = ("lora_a", "lora_b", "m")  # mlx_lm's names of what a layer learns, the last one with DoRA
 Adapter = Sequence[Weights]  # A [in, r], B [r, out], and with DoRA m [out], by site
 
 
-def save_adapter(folder: Path, tensors: dict[str, np.ndarray], config: dict[str, Any]) -> str:
-    """Writes both files, each whole or not at all, and returns the sha256 of the weights."""
-    folder.mkdir(parents=True, exist_ok=True)
-    beside = folder / f"{ADAPTER}.part.safetensors"
-    try:
-        save_file(tensors, beside, metadata={"format": "mlx"})
-        with beside.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            os.fsync(file.fileno())
-        write_json(folder / "adapter_config.json", config)
-        os.replace(beside, folder / ADAPTER)
-    finally:
-        beside.unlink(missing_ok=True)  # there only if something went wrong
-    return digest
-
-
-def adapter_config(config: TrainConfig, depth: int, sites: Sequence[Site], model: str) -> dict[str, Any]:
-    """What `mlx_lm.load` needs to rebuild the layers, and what a reader wants to know."""
+def adapter_config(config: TrainConfig, depth: int, sites: Sequence[Site], model: ModelInfo) -> dict[str, Any]:
+    """What `mlx_lm.load` needs to rebuild the layers, what a reader wants to know, and what base it is for."""
     lora = config.lora_parameters
-    common = {"fine_tune_type": config.train_type, "num_layers": depth, "model": model}
+    common = {
+        "fine_tune_type": config.train_type, "num_layers": depth,
+        "model": model.folder, "model_path": model.path, "model_fingerprint": model.fingerprint,
+    }  # fmt: skip
     if config.train_type == "full":
         return common  # no layer has to be rebuilt
     return common | {
@@ -69,35 +52,27 @@ def named(split: Split, sites: Sequence[Site], adapter: Adapter) -> list[tuple[s
     return tensors
 
 
-def load_adapter(path: str, split: Split, sites: Sequence[Site], rank: int, dora: bool = False) -> list[Weights]:
-    """What was learned, by site, from `resume_adapter_file`; every name and shape must be as this run makes them.
+def load_adapter(
+    path: str, split: Split, sites: Sequence[Site], rank: int, dora: bool = False, base: str | None = None
+) -> list[Weights]:
+    """What was learned, by site, from a folder or file of ours, mlx_lm's or PEFT's; every name and shape must be as
+    this run makes them, and where it says for what base model it is, that must be the one of fingerprint `base`.
 
-    Raises UserError if the file is missing, unreadable, not finite, or differs, with the differences.
+    Raises UserError if the file cannot be read (see `adapter_folder.read`), or differs, with the differences.
     """
-    tensors = load_tensors(path, _expected(split, sites, rank, dora))
+    tensors = load_tensors(path, _expected(split, sites, rank, dora), base)
     return [_weights(tensors, f"{split.block_name(site.layer)}.{site.key}", site) for site in sites]
 
 
-def load_tensors(path: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, mx.array]:
+def load_tensors(path: str, shapes: dict[str, tuple[int, ...]], base: str | None) -> dict[str, mx.array]:
     """The tensors of `resume_adapter_file` in float32; raises UserError as `load_adapter` says."""
-    tensors = _read(path)
-    differences = _differences({name: tuple(t.shape) for name, t in tensors.items()}, shapes)
+    named = f"resume_adapter_file={path}"
+    stored = read(path, named)
+    check_base(stored.config, base, named)
+    differences = _differences({name: t.shape for name, t in stored.tensors.items()}, shapes)
     if differences:
-        raise UserError(f"resume_adapter_file={path} does not fit this run: " + "; ".join(differences))
-    if not all(mx.isfinite(tensor).all().item() for tensor in tensors.values()):
-        raise UserError(f"resume_adapter_file={path} holds values that are not finite.")
-    return tensors
-
-
-def _read(path: str) -> dict[str, mx.array]:
-    file = Path(path) / ADAPTER if Path(path).is_dir() else Path(path)
-    if not file.is_file():
-        raise UserError(f"resume_adapter_file={path} does not exist: expected {ADAPTER} or the folder that holds it.")
-    try:
-        tensors = mx.load(str(file), format="safetensors")
-    except RuntimeError as error:
-        raise UserError(f"resume_adapter_file={path} is not a safetensors file: {error}") from None
-    return {name: tensor.astype(mx.float32) for name, tensor in tensors.items()}
+        raise UserError(f"{named} does not fit this run: " + "; ".join(differences))
+    return {name: mx.array(tensor) for name, tensor in stored.tensors.items()}
 
 
 def _weights(tensors: dict[str, mx.array], name: str, site: Site) -> Weights:

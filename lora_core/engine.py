@@ -17,7 +17,8 @@ import mlx.core as mx
 import numpy as np
 
 from lora_core import adapters, backend, checkpoint, full
-from lora_core.adapter_files import adapter_config, load_adapter, named, save_adapter
+from lora_core.adapter_files import adapter_config, load_adapter, named
+from lora_core.adapter_folder import save_adapter
 from lora_core.batches import Batch, order, steps_for
 from lora_core.config import TrainConfig, check
 from lora_core.data import Dataset
@@ -271,10 +272,11 @@ class Engine:
         return {index: (weights, zeros[index], zeros[index]) for index, weights in loaded.items()}
 
     def _load(self, path: str, config: TrainConfig) -> dict[int, adapters.Weights]:
+        base = self.base.info.fingerprint
         if config.train_type == "full":
-            return full.load_weights(path, self._weights(config))
+            return full.load_weights(path, self._weights(config), base)
         sites, dora = self._sites(config), config.train_type == "dora"
-        loaded = load_adapter(path, self.split, sites, config.lora_parameters.rank, dora)
+        loaded = load_adapter(path, self.split, sites, config.lora_parameters.rank, dora, base)
         return {site.index: weights for site, weights in zip(sites, loaded, strict=True)}
 
     def _next_batches(self, slot: Slot, feed: Feed) -> list[Batch]:
@@ -330,7 +332,7 @@ class Engine:
     def _adapter(self, slot: Slot) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """The best adapter's tensors by name, on the host, and what `adapter_config.json` says of it."""
         sites, best = self._sites(slot.config), slot.best_adapter
-        config = adapter_config(slot.config, self.base.info.depth - slot.bottom, sites, self.base.info.folder)
+        config = adapter_config(slot.config, self.base.info.depth - slot.bottom, sites, self.base.info)
         if slot.config.train_type == "full":
             weights = self._weights(slot.config)
             return _on_host({weight.name: best[place][0] for place, weight in enumerate(weights)}), config

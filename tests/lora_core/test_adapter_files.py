@@ -8,8 +8,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from lora_core import adapter_files
-from lora_core.adapter_files import adapter_config, load_adapter, named, save_adapter
+from lora_core import adapter_folder
+from lora_core.adapter_files import adapter_config, load_adapter, named
+from lora_core.adapter_folder import save_adapter
 from lora_core.config import LoraParameters, TrainConfig
 from lora_core.engine import Engine
 from lora_core.errors import UserError
@@ -35,7 +36,7 @@ def adapter_of(engine: Engine, sites, rank: int = RANK, value: float = 0.5):
 def save(engine: Engine, folder: Path, value: float = 0.5, **which) -> str:
     sites = sites_of(engine, **which)
     config = TrainConfig(lora_parameters=LoraParameters(rank=RANK, scale_ratio=3.0, scaling="alpha_over_sqrt_r"))
-    made = adapter_config(config, 2, sites, "the base")
+    made = adapter_config(config, 2, sites, engine.base.info)
     tensors = named(engine.split, sites, adapter_of(engine, sites, value=value))
     return save_adapter(folder, {name: np.array(tensor) for name, tensor in tensors}, made)
 
@@ -112,9 +113,17 @@ def test_a_failed_write_leaves_the_old_adapter(engine: Engine, tmp_path: Path, m
         raise OSError("no space left on device")
 
     if failing == "weights":
-        monkeypatch.setattr(adapter_files, "save_file", half)
+        monkeypatch.setattr(adapter_folder, "save_file", half)
     else:
-        monkeypatch.setattr(adapter_files, "write_json", refuse)
+        monkeypatch.setattr(adapter_folder, "write_json", refuse)
     with pytest.raises(OSError, match="no space"):
         save(engine, tmp_path, value=0.25)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == old
+
+
+def test_an_adapter_of_another_base_model_is_refused(engine: Engine, tmp_path: Path) -> None:
+    save(engine, tmp_path)
+    sites, own = sites_of(engine), engine.base.info.fingerprint
+    assert load_adapter(str(tmp_path), engine.split, sites, RANK, base=own)
+    with pytest.raises(UserError, match="trained on another base model: builtin:tiny"):
+        load_adapter(str(tmp_path), engine.split, sites, RANK, base="another")

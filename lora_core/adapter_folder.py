@@ -1,0 +1,121 @@
+"""An adapter on disk, a file of weights and `adapter_config.json` beside it, as NumPy arrays. Needs no MLX."""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, deserialize
+from safetensors.numpy import save_file
+
+from lora_core import peft
+from lora_core.errors import UserError
+from lora_core.records import ADAPTER, write_json
+
+CONFIG = "adapter_config.json"
+DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """`tensors` in mlx_lm's layout, float32. `config` is `adapter_config.json` as it is, or empty if there is none."""
+
+    tensors: peft.Tensors
+    config: dict[str, Any]
+    is_peft: bool
+
+    @property
+    def mlx_config(self) -> dict[str, Any]:
+        """What mlx_lm needs to know of it; raises UserError if it cannot be told."""
+        if not self.config:
+            raise UserError(f"It has no {CONFIG} beside it, which tells what multiplies B·A.")
+        if not self.is_peft:
+            return self.config
+        return peft.mlx_config(self.config, dict.fromkeys(name.rpartition(".")[0] for name in self.tensors))
+
+
+def save_adapter(folder: Path, tensors: peft.Tensors, config: dict[str, Any]) -> str:
+    """Writes an adapter in mlx_lm's layout, and returns the sha256 of its weights, which the configuration keeps."""
+    return _save(folder / ADAPTER, tensors, config, "mlx")
+
+
+def save_peft(folder: Path, tensors: peft.Tensors, config: dict[str, Any]) -> None:
+    """Writes an adapter in PEFT's layout."""
+    _save(folder / peft.FILE, tensors, config, "pt")
+
+
+def _save(file: Path, tensors: peft.Tensors, config: dict[str, Any], form: str) -> str:
+    """Both files, each whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    beside = file.with_name(f"{file.name}.part.safetensors")
+    try:
+        save_file(tensors, beside, metadata={"format": form})
+        with beside.open("rb") as written:
+            digest = hashlib.file_digest(written, "sha256").hexdigest()
+            os.fsync(written.fileno())
+        known = {} if form == "pt" else {"sha256": digest}  # PEFT warns of keys that it does not know
+        write_json(file.parent / CONFIG, {**config, **known})
+        os.replace(beside, file)
+    finally:
+        beside.unlink(missing_ok=True)  # there only if something went wrong
+    return digest
+
+
+def read(path: str, named: str | None = None) -> Stored:
+    """The adapter in a folder, or in a file of weights. Raises UserError, which begins with `named` (default: the
+    path), if it is missing, damaged, changed since it was saved, not finite, or of no known layout."""
+    named = named or path
+    file = _file(Path(path), named)
+    config = _config(file.parent / CONFIG)
+    content = file.read_bytes()
+    if "sha256" in config and hashlib.sha256(content).hexdigest() != config["sha256"]:
+        raise UserError(f"{named}: {file.name} is not the file that was saved: its sha256 is not that in {CONFIG}.")
+    try:
+        tensors = {name: _array(stored) for name, stored in deserialize(content)}
+    except (SafetensorError, KeyError) as error:
+        raise UserError(f"{named} is not a safetensors file of floats: {error}") from None
+    if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
+        raise UserError(f"{named} holds values that are not finite.")
+    theirs = peft.is_peft(tensors)
+    try:
+        return Stored(peft.from_peft(tensors) if theirs else tensors, config, theirs)
+    except UserError as error:
+        raise UserError(f"{named}: {error}") from None
+
+
+def check_base(config: dict[str, Any], fingerprint: str | None, named: str) -> None:
+    """Raises UserError if an adapter with this `adapter_config.json` was trained on another base model."""
+    own = config.get("model_fingerprint")
+    if None not in (own, fingerprint) and own != fingerprint:
+        raise UserError(
+            f"{named} was trained on another base model: {config.get('model_path')} "
+            f"(fingerprint {own}, here {fingerprint})."
+        )
+
+
+def _file(path: Path, named: str) -> Path:
+    candidates = [path / ADAPTER, path / peft.FILE] if path.is_dir() else [path]
+    found = [file for file in candidates if file.is_file()]
+    if not found:
+        raise UserError(f"{named} does not exist: expected {ADAPTER}, {peft.FILE} or the folder that holds one.")
+    return found[0]
+
+
+def _config(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: not valid JSON ({error.msg}).") from None
+
+
+def _array(stored: dict[str, Any]) -> np.ndarray:
+    """float32; NumPy has no bfloat16, which is the upper half of one."""
+    array = np.frombuffer(stored["data"], dtype=DTYPES[stored["dtype"]]).reshape(stored["shape"])
+    if stored["dtype"] == "BF16":
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    return array.astype(np.float32)
