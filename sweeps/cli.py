@@ -22,6 +22,7 @@ Find the best LoRA fine-tune of a language model on MLX.
   lora-sweep status [STUDY] [--watch]      how studies stand
   lora-sweep stop   STUDY [TRIAL]          ends a running study, or one of its trials
   lora-sweep sync   STUDY ...              tells MLflow what it missed while it was away
+  lora-sweep export STUDY[/TRIAL] ...      an adapter as PEFT, or mlx_lm, has it
   lora-sweep ui                            the MLflow UI on the configured store
 
 Examples:
@@ -151,6 +152,12 @@ def _sync(argv: list[str]) -> int:
     return sync.main(argv)
 
 
+def _export(argv: list[str]) -> int:
+    from sweeps import export
+
+    return export.main(argv)
+
+
 def _ui(argv: list[str]) -> int:
     from sweeps import ui
 
@@ -159,5 +166,5 @@ def _ui(argv: list[str]) -> int:
 
 _COMMANDS = {
     "train": _train, "search": _search, "plan": _plan, "report": _report, "status": _status, "stop": _stop,
-    "sync": _sync, "ui": _ui,
+    "sync": _sync, "export": _export, "ui": _ui,
 }  # fmt: skip
