@@ -22,6 +22,8 @@ Find the best LoRA fine-tune of a language model on MLX.
   lora-sweep status [STUDY] [--watch]      how studies stand
   lora-sweep stop   STUDY [TRIAL]          ends a running study, or one of its trials
   lora-sweep sync   STUDY ...              tells MLflow what it missed while it was away
+  lora-sweep generate STUDY PROMPT ...     what the base model and the winner answer
+  lora-sweep compare STUDY TRIAL ...       what several trials answer
   lora-sweep export STUDY[/TRIAL] ...      an adapter as PEFT, or mlx_lm, has it
   lora-sweep ui                            the MLflow UI on the configured store
 
@@ -158,6 +160,18 @@ def _export(argv: list[str]) -> int:
     return export.main(argv)
 
 
+def _generate(argv: list[str]) -> int:
+    from sweeps import answering
+
+    return answering.generate(argv)
+
+
+def _compare(argv: list[str]) -> int:
+    from sweeps import answering
+
+    return answering.compare(argv)
+
+
 def _ui(argv: list[str]) -> int:
     from sweeps import ui
 
@@ -166,5 +180,5 @@ def _ui(argv: list[str]) -> int:
 
 _COMMANDS = {
     "train": _train, "search": _search, "plan": _plan, "report": _report, "status": _status, "stop": _stop,
-    "sync": _sync, "export": _export, "ui": _ui,
+    "sync": _sync, "generate": _generate, "compare": _compare, "export": _export, "ui": _ui,
 }  # fmt: skip

@@ -10,12 +10,25 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any
+from typing import Any, Self
 
 from lora_core.errors import UserError
 from lora_core.measured import Probe
 from sweeps import interrupts, protocol
-from sweeps.protocol import Channel, Fault, Fuse, Fused, Go, Measure, Message, Progress, Ready, Report, Setup
+from sweeps.protocol import (
+    Ask,
+    Channel,
+    Fault,
+    Fuse,
+    Fused,
+    Go,
+    Measure,
+    Message,
+    Progress,
+    Ready,
+    Report,
+    Setup,
+)
 
 PARTING_SECONDS = 30  # for a worker to save its trials, and to end the step that it is at
 LOG_LINES = 200  # of the worker's output, kept when it dies
@@ -48,19 +61,20 @@ class OutOfMemory(WorkerDied):
         self.told = told
 
 
-class Worker:
-    """A child process that trains. Use as a context manager: it is ended on the way out."""
+class Child:
+    """A child process that holds a model. Use as a context manager: it is ended on the way out."""
+
+    title: str  # what messages about its end call it
+    parting_seconds: float = 0  # it may go on for, once this process is interrupted
 
     def __init__(
         self,
-        setup: Setup,
         on_progress: Callable[[Progress], None] = lambda _: None,
         environment: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.on_progress = on_progress
         self.environment = environment  # beside what this process has in its own
         self.between: Callable[[], None] = lambda: None  # called after each message
-        self.setup = setup
         self._start()
 
     def _start(self) -> None:
@@ -74,13 +88,12 @@ class Worker:
         self.channel = Channel(self.process.stdout, self.process.stdin)
         interrupts.end_on_leaving(self.process)
 
-    def __enter__(self) -> "Worker":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
-        # Interrupted, it saves its trials as soon as it has nobody to speak to.
         parting = kind is not None and issubclass(kind, KeyboardInterrupt)
-        self._end(None if kind is None else PARTING_SECONDS if parting else 0)
+        self._end(None if kind is None else self.parting_seconds if parting else 0)
 
     def _end(self, patience: float | None) -> None:
         """Ends it once it has had so many seconds; None: as many as it wants."""
@@ -94,6 +107,53 @@ class Worker:
             self.process.kill()
             self.process.wait()
         self.log.close()
+
+    def send(self, message: Go | Fuse | protocol.Score | Setup | Measure | Ask) -> None:
+        try:
+            self.channel.send(message)
+        except BrokenPipeError:
+            raise self._death() from None
+
+    def _receive(self) -> Message:
+        while True:
+            with interrupts.waiting():
+                message = self.channel.receive()
+            if message is None:
+                raise self._death()
+            if isinstance(message, Fault):
+                self.process.kill()  # after its last words; short of memory, it may hang on its way out
+                raise _error(self.title, message)
+            if isinstance(message, Progress):
+                self.on_progress(message)
+            self.between()
+            if not isinstance(message, Progress):
+                return message
+
+    def _death(self) -> WorkerDied:
+        code = self.process.wait()
+        self.log.seek(0)
+        output = "".join(self.log.readlines()[-LOG_LINES:])
+        if -code in MEMORY_SIGNALS:
+            how = f"{signal.Signals(-code).name} (often: out of memory)"
+            return OutOfMemory(f"{self.title} ended with {how}.", output)
+        how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
+        return WorkerDied(f"{self.title} ended with {how}.", output)
+
+
+class Worker(Child):
+    """It trains."""
+
+    title = "The training process"
+    parting_seconds = PARTING_SECONDS  # it saves its trials as soon as it has nobody to speak to
+
+    def __init__(
+        self,
+        setup: Setup,
+        on_progress: Callable[[Progress], None] = lambda _: None,
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        self.setup = setup
+        super().__init__(on_progress, environment)
 
     def restart(self, slots: int) -> None:
         """Another process with that many slots, in place of one that is dead, or hangs after its last words."""
@@ -115,12 +175,6 @@ class Worker:
         assert isinstance(message, Probe)
         return message
 
-    def send(self, message: Go | Fuse | protocol.Score | Setup | Measure) -> None:
-        try:
-            self.channel.send(message)
-        except BrokenPipeError:
-            raise self._death() from None
-
     def report(self) -> Report:
         """Waits for the answer to a Go."""
         message = self._receive()
@@ -141,39 +195,14 @@ class Worker:
         assert isinstance(message, protocol.Scored)
         return message
 
-    def _receive(self) -> Message:
-        while True:
-            with interrupts.waiting():
-                message = self.channel.receive()
-            if message is None:
-                raise self._death()
-            if isinstance(message, Fault):
-                self.process.kill()  # after its last words; short of memory, it may hang on its way out
-                raise _error(message)
-            if isinstance(message, Progress):
-                self.on_progress(message)
-            self.between()
-            if not isinstance(message, Progress):
-                return message
 
-    def _death(self) -> WorkerDied:
-        code = self.process.wait()
-        self.log.seek(0)
-        output = "".join(self.log.readlines()[-LOG_LINES:])
-        if -code in MEMORY_SIGNALS:
-            how = f"{signal.Signals(-code).name} (often: out of memory)"
-            return OutOfMemory(f"The training process ended with {how}.", output)
-        how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
-        return WorkerDied(f"The training process ended with {how}.", output)
-
-
-def _error(fault: Fault) -> UserError | WorkerDied:
+def _error(title: str, fault: Fault) -> UserError | WorkerDied:
     """What a worker said before it ended. The last line of a traceback says what happened."""
     if fault.kind == "user":
         return UserError(fault.message)
     if fault.kind == "disk":
-        return DiskFull(f"The training process found {fault.message}.")
+        return DiskFull(f"{title} found {fault.message}.")
     what = fault.message.strip().splitlines()[-1][:200]
     if fault.kind == "memory":
-        return OutOfMemory(f"The training process ran out of memory: {what}", fault.message, told=True)
-    return Bug(f"The training process met a bug of ours: {what}", fault.message)
+        return OutOfMemory(f"{title} ran out of memory: {what}", fault.message, told=True)
+    return Bug(f"{title} met a bug of ours: {what}", fault.message)

@@ -10,7 +10,10 @@ The conversation is strict, so that a search with one worker and fixed slots can
     worker  Report(evaluated, ended) → and waits: nothing is trained until the parent answers
     parent  Go(start, stop) | Score | Fuse | (closes the pipe)
 
-`Progress` is the worker's only message that wants no answer.
+`Progress` is the worker's only message that wants no answer. A worker that is to answer prompts trains nothing:
+
+    parent  Ask
+    worker  Answered, one for each adapter | Fault
 """
 
 import json
@@ -123,6 +126,24 @@ class Scored:
 
 
 @dataclass
+class Ask:
+    """Answer these prompts with the base model of a study (its ModelInfo), and with each of these adapters; null: with
+    the base model alone."""
+
+    model: dict[str, Any]
+    adapters: list[str | None]
+    prompts: list[str]
+    max_tokens: int
+
+
+@dataclass
+class Answered:
+    """By prompt, with one of the adapters."""
+
+    answers: list[str]
+
+
+@dataclass
 class Fault:
     """The worker's last words. `kind`: user, bad input, to be shown as it is; disk, there was no room left, in words;
     memory, there was too little of it; bug, one of ours. The last two come with a traceback."""
@@ -131,7 +152,9 @@ class Fault:
     message: str
 
 
-Message = Setup | Ready | Measure | Probe | Go | Report | Progress | Fuse | Fused | Score | Scored | Fault
+Message = (
+    Setup | Ready | Measure | Probe | Go | Report | Progress | Fuse | Fused | Score | Scored | Ask | Answered | Fault
+)
 _MESSAGES = {cls.__name__: cls for cls in get_args(Message)}
 
 

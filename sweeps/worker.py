@@ -1,4 +1,5 @@
-"""The process that holds the base model and trains: `python -m sweeps.worker`, spoken to over stdin and stdout."""
+"""The process that holds the base model: `python -m sweeps.worker`, spoken to over stdin and stdout. It trains, or
+answers prompts."""
 
 import faulthandler
 import os
@@ -18,7 +19,22 @@ from lora_core.errors import UserError
 from lora_core.measured import Probe
 from lora_core.records import DataInfo
 from lora_core.trial import Ended, Evaluated
-from sweeps.protocol import Channel, Fault, Fuse, Fused, Go, Measure, Progress, Ready, Report, Score, Scored, Setup
+from sweeps.protocol import (
+    Answered,
+    Ask,
+    Channel,
+    Fault,
+    Fuse,
+    Fused,
+    Go,
+    Measure,
+    Progress,
+    Ready,
+    Report,
+    Score,
+    Scored,
+    Setup,
+)
 from sweeps.requests import STOPPED
 
 PROGRESS_SECONDS = 0.5
@@ -52,12 +68,34 @@ def _channel() -> Channel:
 
 def _serve(channel: Channel) -> None:
     setup = channel.receive()
+    if isinstance(setup, Ask):
+        return _answer(setup, channel)
     assert isinstance(setup, Setup)
     engine, ready = _set_up(setup)
     channel.send(ready)
     with suppress(BrokenPipeError):  # the parent may be gone
         _converse(engine, channel)
     engine.save()  # for the next worker to go on from
+
+
+def _answer(ask: Ask, channel: Channel) -> None:
+    backend.prepare()  # before the first import of mlx
+    from lora_core.adapter_folder import check_base
+    from lora_core.answers import answers
+    from lora_core.models import load
+
+    backend.configure(TrainConfig().trainer.memory_fraction)
+    known = ask.model
+    path = known["folder"] if Path(known["folder"]).is_dir() else known["path"]
+    config = {"model_path": path, "model_fingerprint": known["fingerprint"]}
+
+    def answered(adapter: str | None) -> Answered:
+        base = load(path)  # anew each time: an adapter stays in it
+        check_base(config, base.info.fingerprint, "The study")
+        return Answered(answers(base, adapter, ask.prompts, ask.max_tokens))
+
+    for adapter in ask.adapters:
+        channel.send(answered(adapter))
 
 
 def _converse(engine: Any, channel: Channel) -> None:
