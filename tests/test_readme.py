@@ -120,6 +120,7 @@ def test_commands_print_what_is_shown(each: Shown, folder: Path) -> None:
         assert not missing(each.output, printed), printed
 
 
+@pytest.mark.slow
 def test_a_shared_study_is_joined_by_the_same_command(folder: Path, database: str) -> None:
     (each,) = (each for each in shown() if SHARED in each.command)
     words = [word.replace(SHARED, database).replace("/shared", str(folder)) for word in small(each.words)]

@@ -116,6 +116,7 @@ def check(machines: Machines, alone: list[tuple]) -> None:
         assert curve == sorted(set(curve))
 
 
+@pytest.mark.slow
 def test_two_machines(machines: Machines, alone: list[tuple]) -> None:
     leads, joins = machines.start_two()
     said = machines.finish()
@@ -127,6 +128,7 @@ def test_two_machines(machines: Machines, alone: list[tuple]) -> None:
     check(machines, alone)
 
 
+@pytest.mark.slow
 def test_what_cannot_join(machines: Machines, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     machines.start_two()
     assert main(machines.arguments(f"output_dir={tmp_path}/elsewhere")) == 2

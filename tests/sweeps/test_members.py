@@ -65,6 +65,7 @@ def processes(place: Place) -> set[str]:
 
 
 @MORE_THAN_ONE_CORE
+@pytest.mark.slow
 def test_two_workers_give_what_one_gives(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, capfd: pytest.CaptureFixture[str]
 ) -> None:
