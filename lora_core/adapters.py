@@ -288,10 +288,12 @@ def activated(sites: Sequence[Site], actives: Sequence[Active]) -> Iterator[None
         down = Down(family) if len(family) > 1 else None
         for active in family:
             active.down = down
-    with _carrying(sites, actives):
-        yield
-    for active in actives:
-        active.down = None  # the two hold each other, and with each other the arrays of the pass
+    try:
+        with _carrying(sites, actives):
+            yield
+    finally:
+        for active in actives:
+            active.down = None  # the two hold each other, and with each other the arrays of the pass
 
 
 @contextmanager

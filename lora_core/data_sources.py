@@ -10,7 +10,7 @@ import numpy as np
 
 from lora_core.config import DataConfig
 from lora_core.data_rows import EXPECTED, Example, Examples, check_has_prompts, parse_line, to_example
-from lora_core.errors import UserError, near
+from lora_core.errors import UserError, first_line, near
 
 BUILTIN = {"builtin:demo": Path(__file__).parent / "demo"}
 SPLITS = ("train", "valid", "test")
@@ -104,8 +104,7 @@ def _from_hub(path: str) -> Examples:
             importlib.import_module("huggingface_hub").HfApi().dataset_info(path, timeout=10)
         found = importlib.import_module("datasets").load_dataset(path)
     except Exception as error:  # the two packages raise a dozen unrelated kinds for "not there"
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"{told},\nbut it could not be loaded: {reason[:200]}") from None
+        raise UserError(f"{told},\nbut it could not be loaded: {first_line(error)[:200]}") from None
     names = {"train": "train", "valid": "valid", "validation": "valid", "test": "test"}
     splits = {
         names[name]: [to_example(f"{path}:{name}:{i}", dict(row)) for i, row in enumerate(rows, 1)]

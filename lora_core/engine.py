@@ -32,7 +32,7 @@ from lora_core.keys import check_keys
 from lora_core.models import Base
 from lora_core.pack import Pack
 from lora_core.prefix import PrefixCache
-from lora_core.records import remove_checkpoint
+from lora_core.records import ADAPTER, remove_checkpoint
 from lora_core.slot import Slot, Stopwatch, adapts
 from lora_core.split import Split, Whole, choose_split
 from lora_core.stacks import State
@@ -285,7 +285,7 @@ class Engine:
     def _rows(self, due: list[Slot], pack: AnyPack, feed: Feed, part: int) -> Rows:
         """Those of one of the batches of the step that the due slots take next."""
         coming = [[feed.train[index] for index in slot.coming[part : part + AHEAD]] for slot in due]
-        return feed.rows(coming, "train", [pack.boundary(slot) for slot in due])
+        return feed.rows(coming, "train", [self.computation.boundary(slot) for slot in due])
 
     def _evaluate(self, due: list[Slot], pack: AnyPack, feed: Feed) -> None:
         if due:
@@ -295,7 +295,7 @@ class Engine:
     def _mean_losses(self, due: list[Slot], pack: AnyPack, feed: Feed, split: str) -> list[float]:
         """Mean loss over all counted tokens of a split, by slot."""
         batches = getattr(feed, split)
-        boundaries = [pack.boundary(slot) for slot in due]
+        boundaries = [self.computation.boundary(slot) for slot in due]
         sums = []
         for i in range(len(batches)):
             sums.append(pack.evaluate(due, feed.rows([batches[i : i + AHEAD]] * len(due), split, boundaries)))
@@ -366,7 +366,7 @@ def _write(
     digest = None
     if tensors is not None and config is not None:
         digest = save_adapter(slot.adapter_path, tensors, config)
-        metrics["adapter_mb"] = (slot.adapter_path / "adapters.safetensors").stat().st_size / 1e6
+        metrics["adapter_mb"] = (slot.adapter_path / ADAPTER).stat().st_size / 1e6
     record = slot.end(state, reason, metrics, digest)
     remove_checkpoint(slot.folder)
     return Ended(slot.spec.name, vars(record).copy())

@@ -11,6 +11,11 @@ class UserError(Exception):
     """
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text; its type's name where there is none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def near(word: str, known: Iterable[str]) -> str:
     """` Did you mean a, b?` for the known words nearest to `word`, or an empty string."""
     matches = get_close_matches(word, list(known), n=3, cutoff=0.6)

@@ -100,17 +100,13 @@ class FullPack:
     def state(self, slot: Slot) -> dict[int, State]:
         """Weights and moments by place."""
         return {
-            place: tuple(tuple(array[0, 0] for array in part) for part in state)
+            place: tuple(tuple(array.squeeze((0, 1)) for array in part) for part in state)
             for place, state in enumerate(self._state)
         }
 
     def adapter(self, slot: Slot) -> dict[int, Weights]:
         """What the slot has learned, by place."""
         return {place: weights for place, (weights, *_) in self.state(slot).items()}
-
-    def boundary(self, slot: Slot) -> int:
-        """The lowest block that the slot's rows must run through at each step."""
-        return slot.bottom if self.computation.splits else 0
 
     def step(self, due: Sequence[Slot], batches: Sequence[Rows]) -> mx.array:
         """Starts one AdamW step on one or more batches; returns the loss [1] without waiting for it."""
@@ -119,7 +115,7 @@ class FullPack:
             losses = self._losses(arrays, due[0], rows, self.losses)
             return (losses * (rows.weights / tokens)).sum()
 
-        tokens, arrays = counted(batches), [stack[0, 0] for ((stack,), *_) in self._state]
+        tokens, arrays = counted(batches), [stack.squeeze((0, 1)) for ((stack,), *_) in self._state]
         mean, gradients = mx.array(0.0), list[Weights]()
         for rows in batches:
             share, new = mx.value_and_grad(objective)(arrays, rows)
@@ -136,12 +132,12 @@ class FullPack:
 
     def evaluate(self, due: Sequence[Slot], rows: Rows) -> mx.array:
         """Sum of the losses of the batch, [1]."""
-        arrays = [stack[0, 0] for ((stack,), *_) in self._state]
+        arrays = [stack.squeeze((0, 1)) for ((stack,), *_) in self._state]
         return (self._losses(arrays, due[0], rows, self.computation.losses) * rows.weights).sum(axis=1)
 
     def _losses(self, arrays: list[mx.array], slot: Slot, rows: Rows, head: Losses) -> mx.array:
         """Of every position, [1, P]."""
-        traits = Traits(((self.boundary(slot), 1),))
+        traits = Traits(((self.computation.boundary(slot), 1),))
         with carrying(self.weights, arrays):
             hidden = self.computation.hidden([], traits, [], None, None, rows)
             return head(hidden, rows.targets.reshape(-1)).reshape(rows.targets.shape)

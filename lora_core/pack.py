@@ -52,7 +52,7 @@ class Pack:
 
     def adapter(self, slot: Slot) -> dict[int, Weights]:
         """What the slot has learned."""
-        return {index: adapter for index, (adapter, *_) in self.state(slot).items()}
+        return {index: adapter for index, (adapter, *_) in self.stacks().of(slot, 1).items()}
 
     def step(self, due: Sequence[Slot], rows: Sequence[Rows]) -> mx.array:
         """Starts one optimizer step of the slots in `due`, which are in the pack's order, on the rows of one or more
@@ -86,12 +86,8 @@ class Pack:
         multiplier = self._constant(due, list(state))["multiplier"]
         return self.computation.evaluate(list(state), self._traits(due, training=False), adapters, multiplier, rows)
 
-    def boundary(self, slot: Slot) -> int:
-        """The lowest block that the slot's rows must run through at each step."""
-        return slot.bottom if self.computation.splits else 0
-
     def _traits(self, due: Sequence[Slot], training: bool = True) -> Traits:
-        groups = tuple((boundary, len(list(slots))) for boundary, slots in groupby(due, key=self.boundary))
+        groups = tuple((boundary, len(list(slots))) for boundary, slots in groupby(due, key=self.computation.boundary))
         dropping = training and any(slot.config.lora_parameters.dropout > 0 for slot in due)
         return Traits(groups, self.drop_input, self.base_dtype, dropping, training and self.checkpoint)
 

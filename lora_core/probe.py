@@ -179,9 +179,9 @@ def _rehearsing(engine: Engine, configs: Sequence[TrainConfig]) -> Iterator[list
 
 def _cache_prefixes(engine: Engine) -> None:
     """Those of all batches that the trials will take: a study pays for them once, not at every step."""
-    for slot, pack, feed in engine.running:
+    for slot, _, feed in engine.running:
         for index in slot.order:
-            mx.eval(feed.rows([[feed.train[index]]], "train", [pack.boundary(slot)]).hidden)
+            mx.eval(feed.rows([[feed.train[index]]], "train", [engine.computation.boundary(slot)]).hidden)
 
 
 def _evaluation_seconds(engine: Engine) -> float:
@@ -190,7 +190,9 @@ def _evaluation_seconds(engine: Engine) -> float:
     due = [slot for slot, other, _ in engine.running if other is pack]
     for _ in range(2):
         start = time.perf_counter()
-        rows = feed.rows([feed.valid[:1]] * len(pack.slots), "valid", [pack.boundary(slot) for slot in pack.slots])
+        rows = feed.rows(
+            [feed.valid[:1]] * len(pack.slots), "valid", [engine.computation.boundary(slot) for slot in pack.slots]
+        )
         mx.eval(pack.evaluate(pack.slots, rows))
     return (time.perf_counter() - start) / len(due)
 

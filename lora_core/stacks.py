@@ -82,11 +82,11 @@ class Stacks:
         pair = mx.zeros((*a[:-1], rank)), mx.zeros((*b[:-2], rank, b[-1]))
         return (*pair, mx.zeros(b[-1:])) if self.dora else pair
 
-    def of(self, slot: Slot) -> dict[int, State]:
-        """The slot's state at its own rank, by site.index, of the layers it adapts."""
+    def of(self, slot: Slot, parts: int = 3) -> dict[int, State]:
+        """The first `parts` of the slot's state at its own rank, by site.index, of the layers it adapts."""
         rank, k = slot.config.lora_parameters.rank, self.slots.index(slot)
         return {
-            site.index: tuple(at_rank(tuple(array[i, k] for array in weights), rank) for weights in state)
+            site.index: tuple(at_rank(tuple(array[i, k] for array in weights), rank) for weights in state[:parts])
             for group, state in self.state.items()
             for i, site in enumerate(group)
             if slot.adapts(site)

@@ -16,6 +16,7 @@ import numpy as np
 from lora_core.adapters import Active, Site, Weights, activated
 from lora_core.head import Losses
 from lora_core.schedule import BETAS
+from lora_core.slot import Slot
 from lora_core.split import Split, StandIn, Whole
 from lora_core.stacks import Group, State
 
@@ -52,6 +53,10 @@ class Computation:
         self.split = split
         self.splits = not isinstance(split, Whole)
         self.losses_with_gradient, self.losses = losses
+
+    def boundary(self, slot: Slot) -> int:
+        """The lowest block that the slot's rows must run through at each step."""
+        return slot.bottom if self.splits else 0
 
     def evaluate(
         self, groups: Sequence[Group], traits: Traits, adapters: list[Weights], multiplier: list[mx.array], rows: Rows

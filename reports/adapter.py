@@ -10,6 +10,7 @@ import numpy
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from lora_core.records import ADAPTER
 from reports.study import Study, adapter_folder
 from reports.wording import amount, listed, percent, plural
 
@@ -81,7 +82,7 @@ def compute(study: Study) -> AdapterFacts:
 def _layers(folder: Path) -> list[Layer]:
     """The layers with a pair of matrices, by block."""
     scale = json.loads((folder / "adapter_config.json").read_text())["lora_parameters"]["scale"]
-    tensors = load_file(folder / "adapters.safetensors")
+    tensors = load_file(folder / ADAPTER)
     found = []
     for name, a in tensors.items():
         if (place := _LAYER.fullmatch(name)) and a.ndim == 2:

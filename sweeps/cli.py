@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from importlib.metadata import version
 
 from lora_core import disk
@@ -130,55 +131,13 @@ def _with_job(command: str, argv: list[str]) -> int:
     return search.run(job)
 
 
-def _report(argv: list[str]) -> int:
-    from reports import command
-
-    return command.main(argv)
-
-
-def _status(argv: list[str]) -> int:
-    from sweeps import status
-
-    return status.main(argv)
-
-
-def _stop(argv: list[str]) -> int:
-    from sweeps import stop
-
-    return stop.main(argv)
-
-
-def _sync(argv: list[str]) -> int:
-    from sweeps import sync
-
-    return sync.main(argv)
-
-
-def _export(argv: list[str]) -> int:
-    from sweeps import export
-
-    return export.main(argv)
-
-
-def _generate(argv: list[str]) -> int:
-    from sweeps import answering
-
-    return answering.generate(argv)
-
-
-def _compare(argv: list[str]) -> int:
-    from sweeps import answering
-
-    return answering.compare(argv)
-
-
-def _ui(argv: list[str]) -> int:
-    from sweeps import ui
-
-    return ui.main(argv)
+def _of(module: str, function: str = "main") -> Callable[[list[str]], int]:
+    """A command that lies in a module of its own."""
+    return lambda argv: getattr(import_module(module), function)(argv)
 
 
 _COMMANDS = {
-    "train": _train, "search": _search, "plan": _plan, "report": _report, "status": _status, "stop": _stop,
-    "sync": _sync, "generate": _generate, "compare": _compare, "export": _export, "ui": _ui,
+    "train": _train, "search": _search, "plan": _plan, "report": _of("reports.command"), "status": _of("sweeps.status"),
+    "stop": _of("sweeps.stop"), "sync": _of("sweeps.sync"), "generate": _of("sweeps.answering", "generate"),
+    "compare": _of("sweeps.answering", "compare"), "export": _of("sweeps.export"), "ui": _of("sweeps.ui"),
 }  # fmt: skip

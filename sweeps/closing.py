@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
+from lora_core.errors import first_line
 from lora_core.records import StudyRecord, adapter_damage
 from reports.wording import typed
 from sweeps.client import Worker, WorkerDied
@@ -70,9 +71,8 @@ class Closing:
             with self.display.doing("Writing the report"):
                 return build(self.folder).parent
         except Exception as error:  # whatever it is, hours of training must not look lost for it
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
             again = typed(
                 shlex.join(["lora-sweep", "report", self.record.study, "--output-dir", str(self.folder.parent)])
             )
-            self.note(f"The report could not be written ({reason}). Once mended: {again}")
+            self.note(f"The report could not be written ({first_line(error)}). Once mended: {again}")
             return None

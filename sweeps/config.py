@@ -3,6 +3,7 @@
 import os
 import re
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import PurePath
 from typing import Any
 
@@ -123,6 +124,11 @@ def _typed(composed: DictConfig) -> SweepConfig:
         raise explain(error, KEYS) from None
     assert isinstance(config, SweepConfig)
     return config
+
+
+def study_name(config: SweepConfig, kind: str) -> str:
+    """The name that was given, or `<kind>-<date>-<time>`."""
+    return config.study or f"{kind}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
 def short_name(path: str) -> str:

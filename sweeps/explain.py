@@ -7,7 +7,7 @@ from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
 from yaml import MarkedYAMLError
 
-from lora_core.errors import UserError, near
+from lora_core.errors import UserError, first_line, near
 from sweeps.keys import expected, near_key
 
 Known = Mapping[str, set[type]]
@@ -37,7 +37,7 @@ def explain(error: Exception, known: Known) -> UserError:
         return _bad_value(cause, known)
     if "Config group override must be" in str(error):
         return UserError("A config group takes the name of an option, group=option; ~group leaves it out.")
-    return UserError(_first_line(error))
+    return UserError(first_line(error))
 
 
 def unknown_key(key: str, known: Known) -> UserError:
@@ -58,7 +58,7 @@ def _unreadable(error: OverrideParseException) -> UserError:
 def _no_such_option(error: MissingConfigException) -> UserError:
     group, _, option = (error.missing_cfg_file or "").rpartition("/")
     if error.options is None:
-        return UserError(_first_line(error))
+        return UserError(first_line(error))
     options = ", ".join(sorted(error.options))
     return UserError(f"{group}={option}: no such option.{near(option, error.options)} There are: {options}.")
 
@@ -69,7 +69,7 @@ def _bad_value(error: OmegaConfBaseException, known: Known) -> UserError:
         return unknown_key(key, known)
     if isinstance(error, ValidationError) and key in known:
         return UserError(f"{key} {_found(str(error))}: expected {expected(known[key])}.")
-    return UserError(f"{key}: {_first_line(error)}" if key else _first_line(error))
+    return UserError(f"{key}: {first_line(error)}" if key else first_line(error))
 
 
 def _found(message: str) -> str:
@@ -83,7 +83,3 @@ def _in_yaml(error: MarkedYAMLError) -> str:
     mark = error.problem_mark or error.context_mark
     where = f"{mark.name}:{mark.line + 1}" if mark else "A YAML file"
     return f"{where}: not valid YAML ({error.problem})."
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

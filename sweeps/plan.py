@@ -2,7 +2,6 @@
 
 import shlex
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy as np
 from lora_core.measured import Probe
 from reports import wording
 from sweeps.client import Worker, WorkerDied
+from sweeps.config import study_name
 from sweeps.confirm import rounds
 from sweeps.display import Display
 from sweeps.look import check_stores, ended_trials
@@ -27,7 +27,7 @@ def run(job: Job) -> int:
 
     Returns the exit code: 1 if the training process died. Raises UserError for what `search` would refuse.
     """
-    name = job.config.study or f"{job.config.search.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    name = study_name(job.config, job.config.search.name)
     folder = Path(job.config.output_dir).absolute() / name
     check_places(job.config, folder)
     check_stores(job.config)

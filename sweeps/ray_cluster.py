@@ -3,13 +3,12 @@
 import os
 import subprocess
 import sys
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from lora_core import backend
-from lora_core.errors import UserError
-from sweeps.config import ClusterConfig
+from lora_core.errors import UserError, first_line
+from sweeps.config import ClusterConfig, study_name
 from sweeps.requests import ask_to_stop, forget_requests
 from sweeps.space import Job
 from sweeps.study import is_shared
@@ -25,12 +24,12 @@ def run(job: Job) -> int:
             f"cluster.address={cluster.address}: the machines of a cluster share a study in PostgreSQL.\n"
             "Give storage=postgresql+psycopg://…, and an output_dir that all of them see."
         )
-    name = job.config.study or f"{job.config.search.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    name = study_name(job.config, job.config.search.name)
     ray = _ray()
     try:
         ray.init(address=cluster.address, include_dashboard=False, logging_level="error")
     except ConnectionError as error:
-        raise UserError(f"cluster.address={cluster.address}: {next(iter(str(error).splitlines()), '')}") from None
+        raise UserError(f"cluster.address={cluster.address}: {first_line(error)}") from None
     try:
         place = _place(ray, cluster)
         workers = [place.remote([*job.argv, f"study={name}"], os.getcwd()) for _ in range(cluster.workers)]

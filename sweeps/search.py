@@ -3,7 +3,6 @@
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from datetime import datetime
 from pathlib import Path
 
 from lora_core import backend
@@ -13,6 +12,7 @@ from reports.constraints import constraints_of
 from sweeps import interrupts, ray_cluster
 from sweeps.client import Bug, DiskFull, OutOfMemory, Worker, WorkerDied
 from sweeps.closing import Closing
+from sweeps.config import study_name
 from sweeps.display import Display
 from sweeps.members import members
 from sweeps.preflight import (
@@ -63,7 +63,7 @@ def run(job: Job, is_member: bool = False) -> int:
 def _run(job: Job, is_member: bool) -> int:
     # A member's environment is its share already, and the folder is held by the process that has started it.
     shares = [{}] if is_member else backend.shares(job.config.cluster.workers)
-    name = job.config.study or f"{job.config.search.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    name = study_name(job.config, job.config.search.name)
     folder = Path(job.config.output_dir).absolute() / name
     check_places(job.config, folder)
     display = Display(job.config.n_trials, constraints_of(job.config.to_dict()))

@@ -6,7 +6,6 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import datetime
 from pathlib import Path
 
 from lora_core.config import TrainConfig
@@ -16,7 +15,7 @@ from lora_core.trial import TrialSpec
 from reports.wording import typed
 from sweeps import interrupts
 from sweeps.client import Worker, WorkerDied
-from sweeps.config import SweepConfig
+from sweeps.config import SweepConfig, study_name
 from sweeps.display import Display
 from sweeps.environment import environment
 from sweeps.preflight import check_places, opening
@@ -41,7 +40,7 @@ def run(config: SweepConfig, written: set[str], argv: list[str], folder: Path | 
 
 
 def _run(config: SweepConfig, written: set[str], argv: list[str], folder: Path | None) -> int:
-    name = config.study or f"train-{datetime.now():%Y%m%d-%H%M%S}"
+    name = study_name(config, "train")
     folder = (folder or Path(config.output_dir) / "train" / name).absolute()
     check_places(config, folder)
     _check_new(folder)

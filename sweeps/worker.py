@@ -15,7 +15,7 @@ from typing import Any
 
 from lora_core import backend, disk
 from lora_core.config import TrainConfig
-from lora_core.errors import UserError
+from lora_core.errors import UserError, first_line
 from lora_core.measured import Probe
 from lora_core.records import DataInfo
 from lora_core.trial import Ended, Evaluated
@@ -184,7 +184,7 @@ def _score(engine: Any, message: Score) -> Scored:
     try:
         return Scored(engine.score(TrainConfig.from_dict(message.config), adapter))
     except (UserError, OSError) as error:
-        return Scored(None, next(iter(str(error).splitlines()), type(error).__name__))
+        return Scored(None, first_line(error))
 
 
 def _train(engine: Any, go: Go, channel: Channel) -> None:

@@ -137,8 +137,10 @@ def test_that_of_another_trial_is_not_used(tmp_path, changes):
 def test_without_the_moments_it_would_be_another(undisturbed, tmp_path, monkeypatch):
     of = Stacks.of
 
-    def forgetful(self, slot):
-        return {i: (pair, *[tuple(mx.zeros_like(x) for x in pair)] * 2) for i, (pair, *_) in of(self, slot).items()}
+    def forgetful(self, slot, *parts):
+        return {
+            i: (pair, *[tuple(mx.zeros_like(x) for x in pair)] * 2) for i, (pair, *_) in of(self, slot, *parts).items()
+        }
 
     monkeypatch.setattr(Stacks, "of", forgetful)
     (spec,) = interrupted(tmp_path, 6, [0])
