@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -336,18 +336,47 @@ def find_shared_inputs(sites: Sequence[Site], run: Callable[[], object]) -> None
         run()
 
 
-def initial(site: Site, lora: LoraParameters, seed: int, repeat: int, dora: bool = False) -> Weights:
-    """A ~ N(0, σ²) and B = 0 of one layer, float32; σ² = 1/(3·in) unless `init_std` says otherwise. With DoRA also m,
-    the length of each row of W.
+class Draw(NamedTuple):
+    """What decides the initial adapters of a trial."""
 
-    Column j of A is drawn from a key of (seed, repeat, layer, j), so it does not depend on the rank.
+    lora: LoraParameters
+    seed: int
+    repeat: int
+
+    def keys(self, site: Site) -> np.ndarray:
+        """Of (seed, repeat, layer, j) for each column j of A, uint32 [r, 2]: they do not depend on the rank."""
+        sequence = np.random.SeedSequence([self.seed, self.repeat, site.index])
+        return sequence.generate_state(2 * self.lora.rank).reshape(-1, 2)
+
+    def std(self, inputs: int) -> float:
+        """√(1/(3·in)) unless `init_std` says otherwise."""
+        return self.lora.init_std if self.lora.init_std is not None else (3 * inputs) ** -0.5
+
+
+def initial(group: Sequence[Site], draws: Sequence[Draw | None], rank: int, dora: bool = False) -> Weights:
+    """A ~ N(0, σ²) [L, m, …, in, R] and B = 0 [L, m, …, R, out] of L layers of one kind and m trials, float32, filled
+    up with zeros to `rank`; with DoRA also m, the length of each row of W, [L, m, out]. All zero where a draw is None.
+
+    Drawn at once: one array at a time, a pack's thousands of them take a second.
     """
-    shape_a, shape_b = site.module.shapes()
-    std = lora.init_std if lora.init_std is not None else (3 * shape_a[-2]) ** -0.5
-    words = np.random.SeedSequence([seed, repeat, site.index]).generate_state(2 * lora.rank)
-    columns = mx.vmap(lambda key: mx.random.normal(shape_a[:-1], key=key))(mx.array(words.reshape(-1, 2)))
-    pair = mx.moveaxis(columns, 0, -1) * std, mx.zeros((*shape_b[:-2], lora.rank, shape_b[-1]))
-    return (*pair, site.module.lengths()) if dora else pair
+    shape_a, shape_b = group[0].module.shapes()
+    place, keys = np.zeros((len(group), len(draws), rank), dtype=np.int32), [np.zeros((0, 2), dtype=np.uint32)]
+    count = 1  # of columns; column 0 is that of zeros
+    for i, k in np.ndindex(place.shape[:2]):
+        if (draw := draws[k]) is not None:
+            keys.append(draw.keys(group[i]))
+            place[i, k, : draw.lora.rank] = range(count, count + draw.lora.rank)
+            count += draw.lora.rank
+    normal = mx.vmap(lambda key: mx.random.normal(shape_a[:-1], key=key))
+    drawn = [normal(mx.array(np.concatenate(keys)))] if count > 1 else []
+    columns = mx.concatenate([mx.zeros((1, *shape_a[:-1])), *drawn])
+    std = np.array([draw.std(shape_a[-2]) if draw else 0.0 for draw in draws], dtype=np.float32)
+    a = mx.moveaxis(columns[mx.array(place)], 2, -1) * mx.array(std).reshape(-1, *[1] * len(shape_a))
+    b = mx.zeros((*place.shape[:2], *shape_b[:-2], rank, shape_b[-1]))
+    if not dora:
+        return a, b
+    drawing = mx.array([draw is not None for draw in draws])
+    return a, b, mx.stack([site.module.lengths() for site in group])[:, None] * drawing[:, None]
 
 
 def at_rank(weights: Weights, rank: int) -> Weights:

@@ -6,7 +6,7 @@ prefixes, which the study needs anyway.
 
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import cycle, islice
@@ -16,19 +16,24 @@ import mlx.core as mx
 import numpy as np
 
 from lora_core import backend
-from lora_core.batches import steps_for
+from lora_core.batches import Batch, steps_for
 from lora_core.config import TrainConfig
 from lora_core.engine import Engine
 from lora_core.feed import Feed
 from lora_core.measured import Measured, Probe
+from lora_core.slot import CHECK_EVERY, Slot
 from lora_core.trial import TrialSpec
 
 STEPS = 3  # the first is not timed: it compiles
+ENOUGH = 0.5  # seconds of timed steps. Shorter ones are timed again, and the best time counts: a GPU makes itself ready
+# for new shapes in more than one step.
 # Twice the slots must be this many times faster: they take memory, and a search that learns starts trials sooner.
 GAIN = 1.2
 DEPTHS = 4  # numbers of blocks that are timed alone; what lies between is interpolated
 NEVER = 1 << 30
-LONG = 7  # steps of a rehearsed trial: more than any takes, fewer than bring the engine to look at one
+LONG = CHECK_EVERY  # steps of a rehearsed trial: more than any takes, so that the engine does not look at one
+
+Choice = Callable[[Sequence[Batch]], int]  # of one of the batches, by its index
 
 
 def probe(engine: Engine, samples: list[TrainConfig], most: int, choose: bool = True) -> Probe:
@@ -64,7 +69,7 @@ def _chosen(
     if best.slots > 1:
         notes += [_bits(packs[1], packs[best.slots], best.slots), *_joining(engine, samples, best, packs)]
     gain = best.tokens_per_second / measured[0].tokens_per_second
-    deepest = timed(engine, sorted(samples, key=engine.trainable, reverse=True)[: best.slots], steps=1)
+    deepest = timed(engine, sorted(samples, key=engine.trainable, reverse=True)[: best.slots], 1, _longest)
     trainable = [engine.trainable(sample) for sample in samples]
     memory = deepest.peak_gb + _still_to_cache(engine, samples) + best.slots * max(trainable) * 4 / 1e9
     trial = statistics.mean(alone.trial_seconds(sample) for sample in samples) / gain
@@ -128,42 +133,58 @@ class Alone:
         return batches * prefix + len(feed.valid) * self._at(samples[0], "evaluation")
 
 
-def timed(engine: Engine, configs: Sequence[TrainConfig], steps: int = STEPS) -> Timed:
-    """Trains `configs` together for a few steps."""
-    with _rehearsing(engine, configs) as slots:
+def timed(engine: Engine, configs: Sequence[TrainConfig], steps: int = STEPS, choose: Choice | None = None) -> Timed:
+    """Trains `configs` together for a few steps on one batch: without `choose`, one of mean padded length."""
+    with _rehearsing(engine, configs, choose or _average) as slots:
         _cache_prefixes(engine)
         backend.reset_peak_memory()
-        while min(slot.step for slot in slots) < 1:
-            engine.advance()
+        _advance(engine, slots, 1)
         mx.synchronize()
-        (first, pack, feed), before = engine.running[0], engine.steps
-        start = time.perf_counter()
+        first, pack, feed = engine.running[0]
+        rounds: list[float] = []  # seconds of a step of all
+        spent = 0.0
         adapter: list[mx.array] = []
-        while min(slot.step for slot in slots) < steps:
-            engine.advance()
-            if first.step == steps and not adapter:
+        while first.step < steps or (steps > 1 and spent < ENOUGH and max(slot.step for slot in slots) + steps < LONG):
+            start, before = time.perf_counter(), engine.steps
+            _advance(engine, slots, steps - 1)
+            mx.synchronize()
+            spent += time.perf_counter() - start
+            rounds.append((time.perf_counter() - start) * len(configs) / (engine.steps - before))
+            if not adapter:
                 adapter = [part for pair in pack.adapter(first).values() for part in pair]
-        mx.eval(adapter)
-        mx.synchronize()
-        seconds, done = time.perf_counter() - start, engine.steps - before
         peak, evaluation = backend.peak_memory_gb(), _evaluation_seconds(engine)
         engine.listen()
     padded = statistics.mean(batch.inputs.size for batch in feed.train)
-    taken = first.order[first.per_step : first.step * first.per_step]
-    seen = [feed.train[i].inputs.size for i in taken] or [padded]
-    seconds *= len(configs) / max(done, 1) * padded / statistics.mean(seen)
+    seconds = min(rounds, default=0.0) * padded / feed.train[first.order[0]].inputs.size
     tokens = len(configs) * first.per_step * statistics.mean(batch.tokens for batch in feed.train)
     return Timed(seconds, evaluation, tokens, peak, first.pending[:steps], adapter)
 
 
+def _advance(engine: Engine, slots: list[Slot], steps: int) -> None:
+    """So many steps of each."""
+    until = min(slot.step for slot in slots) + steps
+    while min(slot.step for slot in slots) < until:
+        engine.advance()
+
+
+def _average(batches: Sequence[Batch]) -> int:
+    mean = statistics.mean(batch.inputs.size for batch in batches)
+    return min(range(len(batches)), key=lambda index: abs(batches[index].inputs.size - mean))
+
+
+def _longest(batches: Sequence[Batch]) -> int:
+    return max(range(len(batches)), key=lambda index: batches[index].inputs.size)
+
+
 @contextmanager
-def _rehearsing(engine: Engine, configs: Sequence[TrainConfig]) -> Iterator[list[Any]]:
-    """The trials are in slots inside the `with`, and gone after it."""
+def _rehearsing(engine: Engine, configs: Sequence[TrainConfig], choose: Choice) -> Iterator[list[Slot]]:
+    """The trials are in slots inside the `with`, with the chosen batch in every step, and gone after it."""
     done = engine.steps, engine.tokens
     for number, config in enumerate(configs):
         trainer = replace(config.trainer, iters=LONG, epochs=None, eval_every=NEVER, patience=None)
         spec = TrialSpec(f"probe-{number}", "trial", {}, "")
         slot, pack, feed = engine.place(spec, replace(config, trainer=trainer, resume_adapter_file=None))
+        slot.order[:] = choose(feed.train)
         pack.add(slot)
         engine.running.append((slot, pack, feed))
     slots = [slot for slot, *_ in engine.running]
@@ -178,10 +199,10 @@ def _rehearsing(engine: Engine, configs: Sequence[TrainConfig]) -> Iterator[list
 
 
 def _cache_prefixes(engine: Engine) -> None:
-    """Those of all batches that the trials will take: a study pays for them once, not at every step."""
+    """Those that the trials will take: a study pays for them once, not at every step."""
     for slot, _, feed in engine.running:
-        for index in slot.order:
-            mx.eval(feed.rows([[feed.train[index]]], "train", [engine.computation.boundary(slot)]).hidden)
+        batch = feed.train[slot.order[0]]
+        mx.eval(feed.rows([[batch]], "train", [engine.computation.boundary(slot)]).hidden)
 
 
 def _evaluation_seconds(engine: Engine) -> float:

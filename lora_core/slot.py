@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lora_core.adapters import Site
+from lora_core.adapters import Draw, Site
 from lora_core.config import TrainConfig
 from lora_core.keys import matches
 from lora_core.records import TrialRecord, append_metrics, now, save_trial
@@ -67,6 +67,11 @@ class Slot:
     def adapts(self, site: Site) -> bool:
         """Whether the trial adapts this layer."""
         return adapts(self.config, self.bottom, site)
+
+    @property
+    def draw(self) -> Draw:
+        """What its initial adapters are drawn from."""
+        return Draw(self.config.lora_parameters, self.config.seed, self.spec.repeat)
 
     @property
     def steps(self) -> int:

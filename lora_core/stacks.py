@@ -6,7 +6,6 @@ adapt a layer are the first m; one of them that leaves the layer out (by `keys`)
 with zeros to a power of two, so that few different shapes are ever run.
 """
 
-import itertools
 from collections.abc import Sequence
 
 import mlx.core as mx
@@ -37,13 +36,10 @@ class Stacks:
         rank = max([LEAST_RANK, *(1 << (slot.config.lora_parameters.rank - 1).bit_length() for slot in slots)])
         old = {site.index: tuple(_at(stack, i) for stack in state) for group, state in self.state.items()
                for i, site in enumerate(group)}  # fmt: skip
-        groups = self._groups(slots)
-        self.state = {
-            group: _stacked([self._rows(site, slots, old.get(site.index), given, rank) for site in group])
-            for group in groups
-        }
-        new = mx.ones((len(set(slots) - set(self.slots)),), dtype=mx.bool_)
-        self.alive = _taken(mx.concatenate([self.alive, new]), _places(self.slots, slots))
+        self.state = {group: self._stack(group, slots, old, given, rank) for group in self._groups(slots)}
+        there = [*self.slots, *(slot for slot in slots if slot not in self.slots)]
+        new = mx.ones((len(there) - len(self.slots),), dtype=mx.bool_)
+        self.alive = _taken(mx.concatenate([self.alive, new]), there, slots)
         self.slots = list(slots)
 
     def _groups(self, slots: Sequence[Slot]) -> list[Group]:
@@ -54,33 +50,51 @@ class Stacks:
                 groups[kind] = (*groups.get(kind, ()), site)
         return list(groups.values())
 
-    def _rows(
-        self, site: Site, slots: list[Slot], old: State | None, given: dict[Slot, dict[int, State]], rank: int
+    def _stack(
+        self, group: Group, slots: list[Slot], old: dict[int, State], given: dict[Slot, dict[int, State]], rank: int
     ) -> State:
-        """One layer's: the rows that are there, new ones behind them, then all in the order of the slots."""
-        there = self.slots[: members(self.slots, site)] if old else []
-        slots = slots[: members(slots, site)]
-        fresh = [self._first(slot, site, given.get(slot), rank) for slot in slots if slot not in there]
-        rows = _stacked(fresh) if fresh else [None] * 3
-        kept = [at_rank(weights, rank) for weights in old] if old else [None] * 3
-        places = _places(there, slots)
-        joined = [_concatenated([part for part in parts if part]) for parts in zip(kept, rows, strict=True)]
-        return tuple(tuple(_taken(array, places) for array in weights) for weights in joined)
+        """A group's arrays: those of slots that stay, begin anew or begin with what is given, put in order."""
+        slots = slots[: members(slots, group[0])]
+        stay = [slot for slot in self.slots if slot in slots]
+        known = [slot for slot in slots if slot in given]
+        new = [slot for slot in slots if slot not in stay and slot not in given]
+        parts = [self._staying(group, stay, old, rank)] if stay else []
+        parts += [self._known(group, known, given, rank)] if known else []
+        parts += [self._new(group, new, rank)] if new else []
+        there = [*stay, *known, *new]
+        return tuple(
+            tuple(_taken(mx.concatenate(arrays, axis=1), there, slots, axis=1) for arrays in zip(*weights, strict=True))
+            for weights in zip(*parts, strict=True)
+        )
 
-    def _first(self, slot: Slot, site: Site, given: dict[int, State] | None, rank: int) -> State:
-        """A new slot's row of one layer."""
-        zeros = self._zeros(site, rank)
-        if not slot.adapts(site):
-            return zeros, zeros, zeros
-        if given:
-            return tuple(at_rank(weights, rank) for weights in given[site.index])
-        adapter = initial(site, slot.config.lora_parameters, slot.config.seed, slot.spec.repeat, self.dora)
-        return at_rank(adapter, rank), zeros, zeros
+    def _staying(self, group: Group, stay: list[Slot], old: dict[int, State], rank: int) -> State:
+        def rows(site: Site) -> State:
+            if site.index not in old:  # none of them adapts it
+                return _stacked([self._zeros(site, rank)] * len(stay))
+            there = self.slots[: members(self.slots, site)]
+            state = (at_rank(weights, rank) for weights in old[site.index])
+            return tuple(tuple(_taken(array, there, stay) for array in weights) for weights in state)
 
-    def _zeros(self, site: Site, rank: int) -> Weights:
+        return _stacked([rows(site) for site in group])
+
+    def _known(self, group: Group, known: list[Slot], given: dict[Slot, dict[int, State]], rank: int) -> State:
+        def row(slot: Slot, site: Site) -> State:
+            state = given[slot].get(site.index)
+            return tuple(at_rank(weights, rank) for weights in state) if state else self._zeros(site, rank)
+
+        return _stacked([_stacked([row(slot, site) for slot in known]) for site in group])
+
+    def _new(self, group: Group, new: list[Slot], rank: int) -> State:
+        adapters = initial(group, [slot.draw if slot.adapts(group[0]) else None for slot in new], rank, self.dora)
+        zeros = tuple(map(mx.zeros_like, adapters))
+        return adapters, zeros, zeros
+
+    def _zeros(self, site: Site, rank: int) -> State:
+        """One slot's row of a layer that it leaves out."""
         a, b = site.module.shapes()
         pair = mx.zeros((*a[:-1], rank)), mx.zeros((*b[:-2], rank, b[-1]))
-        return (*pair, mx.zeros(b[-1:])) if self.dora else pair
+        zeros = (*pair, mx.zeros(b[-1:])) if self.dora else pair
+        return zeros, zeros, zeros
 
     def of(self, slot: Slot, parts: int = 3) -> dict[int, State]:
         """The first `parts` of the slot's state at its own rank, by site.index, of the layers it adapts."""
@@ -126,12 +140,6 @@ def members(slots: Sequence[Slot], site: Site) -> int:
     return sum(slot.bottom <= site.layer for slot in slots)
 
 
-def _places(there: list[Slot], slots: list[Slot]) -> list[int]:
-    """Where each slot's row lies: as in `there`, or else behind, in the order of coming."""
-    fresh = itertools.count(len(there))
-    return [there.index(slot) if slot in there else next(fresh) for slot in slots]
-
-
 def _at(weights: Weights, index: int) -> Weights:
     return tuple(array[index] for array in weights)
 
@@ -140,9 +148,8 @@ def _stacked(states: list[State]) -> State:
     return tuple(tuple(map(mx.stack, zip(*weights, strict=True))) for weights in zip(*states, strict=True))
 
 
-def _concatenated(weights: list[Weights]) -> Weights:
-    return tuple(map(mx.concatenate, zip(*weights, strict=True)))
-
-
-def _taken(array: mx.array, places: list[int]) -> mx.array:
-    return array if places == list(range(len(array))) else array[mx.array(places, dtype=mx.int32)]
+def _taken(array: mx.array, there: list[Slot], slots: list[Slot], axis: int = 0) -> mx.array:
+    """Of an array that has a row for each slot that is there, the rows of `slots` in their order."""
+    if there == slots:
+        return array
+    return mx.take(array, mx.array([there.index(slot) for slot in slots], dtype=mx.int32), axis)

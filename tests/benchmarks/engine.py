@@ -38,8 +38,9 @@ import mlx.nn as nn  # noqa: E402
 import mlx.optimizers as optim  # noqa: E402
 import numpy as np  # noqa: E402
 import yaml  # noqa: E402
+from mlx.utils import tree_unflatten  # noqa: E402
 from mlx_lm.tuner.trainer import TrainingArgs, train  # noqa: E402
-from mlx_lm.tuner.utils import linear_to_lora_layers, remove_lora_layers  # noqa: E402
+from mlx_lm.tuner.utils import linear_to_lora_layers  # noqa: E402
 
 import lora_core  # noqa: E402
 from lora_core import adapters, models  # noqa: E402
@@ -51,6 +52,7 @@ from tests.benchmarks import shapes  # noqa: E402
 
 RANKS = (4, 8, 16, 32)
 MIXED_DEPTHS = (4, 8, 16, "all")
+ARMS = ("a", "b", "c", "c-plain", "d", "d-base", "d-again")
 WITH_BLAS = "from lora_core import backend; backend.prepare(); from mlx_lm.lora import main; main()"
 
 
@@ -75,6 +77,7 @@ class Bench:
     def config(self, index: int, steps: int, dtype: str = "float32", again: bool = False) -> TrainConfig:
         options = self.options
         config = TrainConfig(model=ModelConfig(self.model_path), data=DataConfig(path=options.data))
+        config.train_type = options.train_type
         config.num_layers = MIXED_DEPTHS[index % 4] if options.mixed else options.layers
         config.lora_parameters.rank = RANKS[index % 4]
         config.lora_parameters.scale_ratio = 1.0 + index % 3
@@ -126,7 +129,9 @@ class Bench:
         model, lora = self.base.model, config.lora_parameters
         model.freeze()
         depth = self.base.info.depth if config.num_layers == "all" else int(config.num_layers)
-        linear_to_lora_layers(model, depth, {"rank": lora.rank, "scale": lora.multiplier, "dropout": 0.0})
+        plain = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+        settings = {"rank": lora.rank, "scale": lora.multiplier, "dropout": 0.0}
+        linear_to_lora_layers(model, depth, settings, use_dora=config.train_type == "dora")
         batches = make_batches(self.data.train, self.options.batch, backend.length_multiple(), shuffle_seed=0)
         arrays = [_arrays(batches[i]) for i in order(len(batches), steps, 0, 0)]
 
@@ -141,7 +146,7 @@ class Bench:
         optimizer = optim.AdamW(rate, weight_decay=0.01, bias_correction=True)
         with contextlib.redirect_stdout(io.StringIO()):
             train(model, optimizer, [], None, arguments, _stock_loss, iterate)
-        remove_lora_layers(model)
+        model.update_modules(tree_unflatten(plain))  # mlx_lm's own way back knows no DoRA
 
     def processes(self, blas: bool) -> float:
         """Arms a and b, scaled from `--processes` to all trials."""
@@ -155,7 +160,7 @@ class Bench:
             "batch_size": self.options.batch, "num_layers": -1 if config.num_layers == "all" else config.num_layers,
             "max_seq_length": self.options.length, "val_batches": 1, "steps_per_eval": 10**6, "optimizer": "adamw",
             "learning_rate": config.optimizer.learning_rate, "adapter_path": str(self.folder / "process"),
-            "mask_prompt": self.options.data == "builtin:demo",
+            "fine_tune_type": config.train_type, "mask_prompt": self.options.data == "builtin:demo",
             "lora_parameters": {"rank": config.lora_parameters.rank, "dropout": 0.0, "scale": 2.0},
         }  # fmt: skip
         file = self.folder / "process.yaml"
@@ -180,7 +185,7 @@ class Bench:
         counted = sum(batch.tokens for batch in batches) / len(batches)
         return {
             "device": backend.device_name(), "model": self.base.info.folder, "data": options.data,
-            "trials": options.trials, "steps": options.steps, "batch": options.batch,
+            "train_type": options.train_type, "trials": options.trials, "steps": options.steps, "batch": options.batch,
             "layers": "4, 8, 16, all" if options.mixed else options.layers, "depth": self.base.info.depth,
             "padded tokens a step": round(padded), "share of positions in the loss": round(counted / padded, 3),
         }  # fmt: skip
@@ -302,9 +307,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--fill", action="store_true", help="rows that all have --length inputs")
     parser.add_argument("--stock-trials", type=int, help="trials of arm c; default: all")
     parser.add_argument("--mixed", action="store_true", help="trials of 4, 8, 16 and all blocks")
+    parser.add_argument("--train-type", default="lora", choices=["lora", "dora"])
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--length", type=int, default=512)
-    parser.add_argument("--arms", nargs="+", default=["c", "c-plain", "d"])
+    parser.add_argument("--arms", nargs="+", default=["c", "c-plain", "d"], choices=ARMS)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path)

@@ -14,6 +14,7 @@ from mlx_lm.models.switch_layers import SwitchLinear
 from lora_core import adapters
 from lora_core.adapters import (
     Active,
+    Draw,
     ExpertLora,
     Site,
     StackedLora,
@@ -32,8 +33,13 @@ def site(inputs: int = IN, outputs: int = OUT, index: int = 0) -> Site:
     return Site(0, "proj", index, StackedLora(nn.Linear(inputs, outputs)))
 
 
+def begun(site: Site, lora: LoraParameters, seed: int = 0, repeat: int = 0, dora: bool = False) -> list[mx.array]:
+    """The initial adapter of one layer of one trial."""
+    return [stack[0, 0] for stack in initial([site], [Draw(lora, seed, repeat)], lora.rank, dora)]
+
+
 def drawn(lora: LoraParameters, seed: int = 0, repeat: int = 0, index: int = 0, inputs: int = IN) -> np.ndarray:
-    return np.array(initial(site(inputs, index=index), lora, seed, repeat)[0])
+    return np.array(begun(site(inputs, index=index), lora, seed, repeat)[0])
 
 
 def variance_is(values: np.ndarray, expected: float) -> bool:
@@ -73,12 +79,26 @@ def test_every_column_layer_seed_and_repeat_has_numbers_of_its_own() -> None:
 
 
 def test_b_is_zero_and_experts_have_a_matrix_each() -> None:
-    _, b = initial(site(), LoraParameters(rank=3), 0, 0)
+    _, b = begun(site(), LoraParameters(rank=3))
     assert b.shape == (3, OUT) and not np.any(np.array(b))
     experts = Site(0, "experts", 0, ExpertLora(SwitchLinear(IN, OUT, 5)))
-    a, b = (np.array(part) for part in initial(experts, LoraParameters(rank=3), 0, 0))
+    a, b = (np.array(part) for part in begun(experts, LoraParameters(rank=3)))
     assert (a.shape, b.shape) == ((5, IN, 3), (5, 3, OUT))
     assert variance_is(a, 1 / (3 * IN)) and not np.array_equal(a[0], a[1])
+
+
+def test_layers_and_trials_are_drawn_together_as_alone() -> None:
+    group = [site(index=index) for index in (0, 3)]
+    draws = [Draw(LoraParameters(rank=3), 1, 0), None, Draw(LoraParameters(rank=5, init_std=0.1), 1, 2)]
+    a, b = initial(group, draws, 8)
+    assert (a.shape, b.shape) == ((2, 3, IN, 8), (2, 3, 8, OUT)) and not np.any(np.array(b))
+    for i, layer in enumerate(group):
+        for k, draw in enumerate(draws):
+            expected = np.zeros((IN, 8), dtype=np.float32)
+            if draw:
+                expected[:, : draw.lora.rank] = begun(layer, *draw)[0]
+            assert np.array_equal(np.array(a[i, k]), expected)
+    assert np.any(np.array(a[0, 0] != a[1, 0]))
 
 
 def active(a: mx.array, b: mx.array, multiplier: list[float], keep=None, seed: int = 0, drop_input=False) -> Active:
@@ -270,7 +290,7 @@ def test_dora_is_the_whole_matrix_times_the_gain(bits: int | None) -> None:
 def test_dora_changes_nothing_before_the_first_step() -> None:
     module, x = layer(4), mx.random.normal((4, 6, 64), key=mx.random.key(9))
     plain = module(x)
-    a, b, m = initial(Site(0, "proj", 0, module), LoraParameters(rank=4), 0, 0, dora=True)
+    a, b, m = begun(Site(0, "proj", 0, module), LoraParameters(rank=4), dora=True)
     a, b = mx.stack([a, a]), mx.stack([b, b])
     module.active = Active(a, b, None, None, False, m / module.lengths(a, b))
     assert mx.array_equal(module(x), plain)

@@ -13,7 +13,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.tuner.trainer import TrainingArgs, train
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
-from lora_core.adapters import Active, activated, initial
+from lora_core.adapters import Active, Draw, activated, initial
 from lora_core.config import TrainConfig
 from tests.lora_core.helpers import losses, run, weights
 
@@ -74,7 +74,8 @@ def prepare(model, engine, spec, config, scale):
     layers = dict(model.named_modules())
     for site in engine.sites:
         if site.layer >= 2:
-            a, *_ = initial(site, config.lora_parameters, config.seed, spec.repeat)
+            draw = Draw(config.lora_parameters, config.seed, spec.repeat)
+            a = initial([site], [draw], draw.lora.rank)[0][0, 0]
             layers[f"model.layers.{site.layer}.{site.key}"].lora_a = mx.array(a)
 
 

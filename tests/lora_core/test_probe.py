@@ -24,8 +24,8 @@ def scripted(monkeypatch, seconds):
     """The times of packs, by their number of slots, as `seconds` says."""
     plain = probing.timed
 
-    def timed(engine, configs, steps=probing.STEPS):
-        return replace(plain(engine, configs, steps), seconds=seconds(len(configs)))
+    def timed(engine, configs, *given):
+        return replace(plain(engine, configs, *given), seconds=seconds(len(configs)))
 
     monkeypatch.setattr(probing, "timed", timed)
 
@@ -69,10 +69,10 @@ def test_running_out_of_memory_ends_the_trying(tmp_path, monkeypatch):
     scripted(monkeypatch, lambda slots: 1.0)
     plain = probing.timed
 
-    def short(engine, configs, steps=probing.STEPS):
+    def short(engine, configs, *given):
         if len(configs) > 2:
             raise RuntimeError("[malloc] Unable to allocate 99 bytes.")
-        return plain(engine, configs, steps)
+        return plain(engine, configs, *given)
 
     monkeypatch.setattr(probing, "timed", short)
     assert probe(new_engine(8), samples(tmp_path, {}), 8).slots == 2
@@ -109,9 +109,9 @@ def test_it_says_what_packing_does_to_bits(tmp_path, monkeypatch):
 def test_depths_are_joined_where_that_is_faster(tmp_path, monkeypatch, together):
     plain = probing.timed
 
-    def timed(engine, configs, steps=probing.STEPS):
+    def timed(engine, configs, *given):
         slow = len(configs) > 1 and engine.joins != together
-        return replace(plain(engine, configs, steps), seconds=2.0 if slow else 1.0)
+        return replace(plain(engine, configs, *given), seconds=2.0 if slow else 1.0)
 
     monkeypatch.setattr(probing, "timed", timed)
     engine = new_engine(3)
