@@ -37,6 +37,8 @@ _OUT_OF_MEMORY = re.compile(
     r"|cublas.* failed with code: 3\.|_ALLOC_FAILED|bad_alloc",
     re.IGNORECASE | re.DOTALL,
 )
+# And that the device, or its driver, failed for another reason.
+_DEVICE_FAILURE = re.compile(r"^\[METAL\] Command buffer execution failed|^(cuda|cublas)\w*\(.*\) failed|CUDNN_STATUS_")
 
 
 @cache
@@ -224,3 +226,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError):
         return True
     return isinstance(error, RuntimeError | ValueError) and _OUT_OF_MEMORY.search(str(error)) is not None
+
+
+def is_device_failure(error: BaseException) -> bool:
+    """Whether the device, or its driver, failed at what was asked of it. That may go well another time, though not in
+    this process."""
+    return isinstance(error, RuntimeError) and _DEVICE_FAILURE.search(str(error)) is not None

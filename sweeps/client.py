@@ -205,4 +205,6 @@ def _error(title: str, fault: Fault) -> UserError | WorkerDied:
     what = fault.message.strip().splitlines()[-1][:200]
     if fault.kind == "memory":
         return OutOfMemory(f"{title} ran out of memory: {what}", fault.message, told=True)
+    if fault.kind == "device":
+        return WorkerDied(f"{title} ended with a failure of the device: {what}", fault.message)
     return Bug(f"{title} met a bug of ours: {what}", fault.message)

@@ -146,7 +146,7 @@ class Answered:
 @dataclass
 class Fault:
     """The worker's last words. `kind`: user, bad input, to be shown as it is; disk, there was no room left, in words;
-    memory, there was too little of it; bug, one of ours. The last two come with a traceback."""
+    memory, there was too little of it; device, it failed; bug, one of ours. The last three come with a traceback."""
 
     kind: str
     message: str

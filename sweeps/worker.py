@@ -55,8 +55,13 @@ def main() -> None:
         if disk.is_full(error):
             channel.send(Fault("disk", disk.told(error)))
         else:
-            kind = "memory" if backend.is_out_of_memory(error) else "bug"
-            channel.send(Fault(kind, traceback.format_exc()))
+            channel.send(Fault(_kind(error), traceback.format_exc()))
+
+
+def _kind(error: Exception) -> str:
+    if backend.is_out_of_memory(error):
+        return "memory"
+    return "device" if backend.is_device_failure(error) else "bug"
 
 
 def _channel() -> Channel:

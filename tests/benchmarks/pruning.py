@@ -40,9 +40,9 @@ def steps_of(study: Study) -> int:
     return sum(trial.step for trial in study.searched)
 
 
-def best_of(study: Study) -> float:
+def winner_of(study: Study) -> tuple[str, float]:
     assert study.winner is not None and study.winner.value is not None
-    return study.winner.value
+    return study.winner.name, study.winner.value
 
 
 def main(argv: list[str]) -> None:
@@ -56,11 +56,12 @@ def main(argv: list[str]) -> None:
         with TemporaryDirectory() as folder:
             none, asha = (search(Path(folder), p, seed, given.trials, settings or [*TINY]) for p in ("none", "asha"))
         saved.append(1 - steps_of(asha) / steps_of(none))
-        lost.append(best_of(asha) - best_of(none))
-        same += lost[-1] == 0
+        (best, least), (found, loss) = winner_of(none), winner_of(asha)
+        lost.append(loss - least)
+        same += found == best
         print(
-            f"{seed:>4}  {steps_of(none):>11} {steps_of(asha):>6} {saved[-1]:>7.1%} {best_of(none):>17.4f} "
-            f"{best_of(asha):>8.4f}", flush=True,
+            f"{seed:>4}  {steps_of(none):>11} {steps_of(asha):>6} {saved[-1]:>7.1%} {least:>17.4f} "
+            f"{loss:>8.4f}", flush=True,
         )  # fmt: skip
     print(f"mean saved {fmean(saved):.1%}; the best loss is {fmean(lost):.4f} higher; {same} with the same winner")
 

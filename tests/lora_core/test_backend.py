@@ -200,3 +200,19 @@ def test_errors_that_mean_out_of_memory(error: BaseException) -> None:
 )
 def test_other_errors(error: BaseException) -> None:
     assert not backend.is_out_of_memory(error)
+
+
+@pytest.mark.parametrize(
+    ("said", "device"),
+    [
+        ("cudaLaunchHostFunc(stream, signal, this) failed: an illegal memory access was encountered", True),
+        ("cublasLtMatmul(handle) failed with code: 7.", True),
+        ("graph.execute() failed: CUDNN_STATUS_EXECUTION_FAILED.", True),
+        ("[METAL] Command buffer execution failed: Impacting Interactivity (0000000e:…).", True),
+        ("[matmul] Last dimension of first input must match second to last dimension of second input.", False),
+        ("[load_safetensors] Failed to open file.", False),
+    ],
+)
+def test_errors_of_the_device_are_told_from_those_of_a_request(said: str, device: bool) -> None:
+    assert backend.is_device_failure(RuntimeError(said)) == device
+    assert not backend.is_device_failure(ValueError(said))

@@ -5,6 +5,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
+from lora_core import backend
 from lora_core.models import load
 from lora_core.split import Split, Whole, _Skip, choose_split
 
@@ -113,3 +114,17 @@ def test_a_model_that_differs_in_parts_runs_whole(monkeypatch, tokens):
     split, note = choose_split(model)
     assert isinstance(split, Whole) and "differs from the whole" in note
     assert mx.array_equal(split.head(split.suffix(tokens % 100, None, 0)), model(tokens % 100))
+
+
+@pytest.mark.parametrize(("cpu", "joins"), [(True, False), (False, True)])
+def test_products_as_coarse_as_tf32_are_no_hindrance_on_a_gpu(model, monkeypatch, cpu, joins):
+    suffix = Split.suffix
+
+    def coarse(self, tokens, hidden, boundary, joins=()):
+        found = suffix(self, tokens, hidden, boundary, joins)
+        return found * 1.0005 if joins else found
+
+    monkeypatch.setattr(Split, "suffix", coarse)
+    monkeypatch.setattr(backend, "is_cpu", lambda: cpu)
+    split, note = choose_split(model)
+    assert split.joins == joins and (note is None) == joins

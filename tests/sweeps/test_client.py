@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lora_core.errors import UserError
-from sweeps.client import OutOfMemory, Worker, WorkerDied
+from sweeps.client import Bug, OutOfMemory, Worker, WorkerDied
 from sweeps.protocol import Progress, Setup
 
 FAULT = 'print(\'{{"type": "Fault", "kind": "{}", "message": "a\\\\nKeyError: b"}}\')'
@@ -51,6 +51,13 @@ def test_a_bug_is_ours(worker_that: Any) -> None:
         worker.ready()
     assert str(death.value) == "The training process met a bug of ours: KeyError: b"
     assert death.value.output == "a\nKeyError: b"
+
+
+def test_a_failure_of_the_device_is_a_death_like_others(worker_that: Any) -> None:
+    with worker_that(FAULT.format("device")) as worker, pytest.raises(WorkerDied) as death:
+        worker.ready()
+    assert str(death.value) == "The training process ended with a failure of the device: KeyError: b"
+    assert not isinstance(death.value, Bug | OutOfMemory)
 
 
 def test_out_of_memory_as_the_worker_tells_it(worker_that: Any) -> None:
