@@ -116,15 +116,28 @@ def test_a_model_that_differs_in_parts_runs_whole(monkeypatch, tokens):
     assert mx.array_equal(split.head(split.suffix(tokens % 100, None, 0)), model(tokens % 100))
 
 
-@pytest.mark.parametrize(("cpu", "joins"), [(True, False), (False, True)])
-def test_products_as_coarse_as_tf32_are_no_hindrance_on_a_gpu(model, monkeypatch, cpu, joins):
-    suffix = Split.suffix
+@pytest.mark.parametrize(
+    ("joined", "alone", "cpu", "joins"),
+    [
+        (0.0, 0.0, True, True),
+        (5e-4, 0.0, True, False),
+        (5e-4, 0.0, False, True),  # products of GPUs may be as coarse as TF32
+        (0.05, 0.0, False, False),
+        (0.05, 0.05, False, True),  # it makes no more of a difference than running rows one at a time
+    ],
+)
+def test_rows_may_join_where_that_moves_logits_no_more_than_it_must(model, monkeypatch, joined, alone, cpu, joins):
+    suffix, call = Split.suffix, type(model).__call__
 
-    def coarse(self, tokens, hidden, boundary, joins=()):
+    def less_exact(self, tokens, hidden, boundary, joins=()):
         found = suffix(self, tokens, hidden, boundary, joins)
-        return found * 1.0005 if joins else found
+        return found * (1 + joined) if joins else found
 
-    monkeypatch.setattr(Split, "suffix", coarse)
+    def one_at_a_time(self, tokens):
+        return call(self, tokens) * (1 + alone * (len(tokens) == 1))
+
     monkeypatch.setattr(backend, "is_cpu", lambda: cpu)
+    monkeypatch.setattr(Split, "suffix", less_exact)
+    monkeypatch.setattr(type(model), "__call__", one_at_a_time)
     split, note = choose_split(model)
     assert split.joins == joins and (note is None) == joins
