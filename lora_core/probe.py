@@ -151,7 +151,7 @@ def timed(engine: Engine, configs: Sequence[TrainConfig], steps: int = STEPS, ch
             spent += time.perf_counter() - start
             rounds.append((time.perf_counter() - start) * len(configs) / (engine.steps - before))
             if not adapter:
-                adapter = [part for pair in pack.adapter(first).values() for part in pair]
+                adapter = [part for _, pair in sorted(pack.adapter(first).items()) for part in pair]
         peak, evaluation = backend.peak_memory_gb(), _evaluation_seconds(engine)
         engine.listen()
     padded = statistics.mean(batch.inputs.size for batch in feed.train)

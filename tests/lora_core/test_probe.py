@@ -93,9 +93,13 @@ def test_a_given_number_is_measured_beside_one(tmp_path):
 
 
 @bits_are_promised
-def test_it_says_what_packing_does_to_bits(tmp_path, monkeypatch):
-    found = probe(new_engine(3), samples(tmp_path, *MIXED), 3, choose=False)
+@pytest.mark.parametrize("mixed", [MIXED, MIXED[::-1]])
+def test_it_says_that_packing_moves_no_bit(tmp_path, mixed):
+    found = probe(new_engine(3), samples(tmp_path, *mixed), 3, choose=False)
     assert "Checked: 3 trials packed give what each gives alone, to the bit." in found.notes
+
+
+def test_it_says_what_packing_does_to_bits(tmp_path, monkeypatch):
     from lora_core.pack import Pack
 
     keys = Pack._keys
