@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from lora_core.adapter_folder import check_base, read
 from lora_core.adapters import ExpertLora, Site, Weights
@@ -61,10 +62,10 @@ def load_adapter(
     Raises UserError if the file cannot be read (see `adapter_folder.read`), or differs, with the differences.
     """
     tensors = load_tensors(path, _expected(split, sites, rank, dora), base)
-    return [_weights(tensors, f"{split.block_name(site.layer)}.{site.key}", site) for site in sites]
+    return [weights_of(tensors, f"{split.block_name(site.layer)}.{site.key}", site) for site in sites]
 
 
-def load_tensors(path: str, shapes: dict[str, tuple[int, ...]], base: str | None) -> dict[str, mx.array]:
+def load_tensors(path: str, shapes: dict[str, tuple[int, ...]], base: str | None) -> dict[str, np.ndarray]:
     """The tensors of `resume_adapter_file` in float32; raises UserError as `load_adapter` says."""
     named = f"resume_adapter_file={path}"
     stored = read(path, named)
@@ -72,11 +73,12 @@ def load_tensors(path: str, shapes: dict[str, tuple[int, ...]], base: str | None
     differences = _differences({name: t.shape for name, t in stored.tensors.items()}, shapes)
     if differences:
         raise UserError(f"{named} does not fit this run: " + "; ".join(differences))
-    return {name: mx.array(tensor) for name, tensor in stored.tensors.items()}
+    return stored.tensors
 
 
-def _weights(tensors: dict[str, mx.array], name: str, site: Site) -> Weights:
-    found = [tensors[f"{name}.{side}"] for side in SIDES if f"{name}.{side}" in tensors]
+def weights_of(tensors: dict[str, np.ndarray], name: str, site: Site) -> Weights:
+    """Those of the layer of this name, if there are any, as we hold them."""
+    found = [mx.array(tensors[f"{name}.{side}"]) for side in SIDES if f"{name}.{side}" in tensors]
     return tuple(w.swapaxes(-1, -2) for w in found) if isinstance(site.module, ExpertLora) else tuple(found)
 
 

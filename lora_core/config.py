@@ -107,6 +107,7 @@ class TrainConfig:
     train_type: str = "lora"
     num_layers: int | str = 16
     resume_adapter_file: str | None = None
+    resume_strict: bool = True
     fuse: bool = True
     quantization: str | None = None
     quantization_group_size: int | None = None  # None: 64, with mxfp4 32

@@ -8,7 +8,6 @@ import math
 import time
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from lora_core.models import Base
 from lora_core.pack import Pack
 from lora_core.prefix import PrefixCache
 from lora_core.records import ADAPTER, remove_checkpoint
+from lora_core.resume import Start, refitted, refitted_full
 from lora_core.slot import Slot, Stopwatch, adapts
 from lora_core.split import Split, Whole, choose_split
 from lora_core.stacks import State
@@ -85,7 +85,12 @@ class Engine:
         return self.slots - len(self.running)
 
     def check(self, config: TrainConfig) -> None:
-        """Raises UserError for what only the model or the data can tell."""
+        """Raises UserError for what only the model, the data or `resume_adapter_file` can tell."""
+        self._check(config)
+        start = self._resumed(config)
+        self.notes += [note for note in (start.notes if start else []) if note not in self.notes]
+
+    def _check(self, config: TrainConfig) -> None:
         check(config)
         check_keys(config.lora_parameters.keys, self.base.info.linear_keys)
         if config.train_type == "dora" and any(isinstance(s.module, adapters.ExpertLora) for s in self._sites(config)):
@@ -99,7 +104,6 @@ class Engine:
                 f"train_type=full: the base model is quantised to {self.base.info.bits} bits, which no gradient step "
                 "can change.\nTrain adapters (lora, dora), or give a model.path in full precision."
             )
-        self._resumed(config)
 
     def place(self, spec: TrialSpec, config: TrainConfig) -> tuple[Slot, AnyPack, Feed]:
         """The trial's slot, not in the pack yet, the pack it shares, and the batches it trains on."""
@@ -109,15 +113,16 @@ class Engine:
     def start(self, spec: TrialSpec) -> None:
         """Puts a trial into a free slot and evaluates it before its first step."""
         config = TrainConfig.from_dict(spec.config)
-        self.check(config)
+        self._check(config)
         slot, pack, feed = self.place(spec, config)
         if (saved := checkpoint.load(slot)) is not None:
             return self._go_on(slot, pack, feed, saved)
-        resumed = self._resumed(config)
+        start = self._resumed(config, spec.repeat)
         slot.begin()
-        pack.add(slot, resumed)
+        slot.resume_error = start.error if start else 0.0
+        pack.add(slot, start.state if start else None)
         self.running.append((slot, pack, feed))
-        if resumed is None:
+        if start is None:
             # B = 0: the model is the base model to the bit, whose loss is computed once.
             if feed.base_loss is None:
                 feed.base_loss = self._mean_losses([slot], pack, feed, "valid")[0]
@@ -210,10 +215,9 @@ class Engine:
     def score(self, config: TrainConfig, adapter_folder: Path | None) -> float:
         """Mean loss over all counted tokens of the test set, with a saved adapter of this configuration or, where
         there is none, of the base model. Raises UserError if the adapter cannot be loaded."""
-        config = replace(config, resume_adapter_file=None if adapter_folder is None else str(adapter_folder))
-        adapter = self._resumed(config)
+        learned = None if adapter_folder is None else Start(self._load(str(adapter_folder), config))
         slot, pack, feed = self.place(TrialSpec("score", "base", config.to_dict(), ""), config)
-        pack.add(slot, adapter)
+        pack.add(slot, learned.state if learned else None)
         try:
             return self._mean_losses([slot], pack, feed, "test")[0]
         finally:
@@ -263,13 +267,16 @@ class Engine:
             self._packs[key] = Pack(self.computation, self.sites, config)
         return self._packs[key]
 
-    def _resumed(self, config: TrainConfig) -> dict[int, State] | None:
-        """What `resume_adapter_file` starts from, by site.index or place; None: what every new trial does."""
-        if config.resume_adapter_file is None:
+    def _resumed(self, config: TrainConfig, repeat: int = 0) -> Start | None:
+        """What `resume_adapter_file` starts from; None: what every new trial does."""
+        path, base = config.resume_adapter_file, self.base.info.fingerprint
+        if path is None:
             return None
-        loaded = self._load(config.resume_adapter_file, config)
-        zeros = {index: tuple(map(mx.zeros_like, weights)) for index, weights in loaded.items()}
-        return {index: (weights, zeros[index], zeros[index]) for index, weights in loaded.items()}
+        if config.resume_strict:
+            return Start(self._load(path, config))
+        if config.train_type == "full":
+            return refitted_full(path, self._weights(config), base)
+        return refitted(path, self.split, self._sites(config), config, repeat, base)
 
     def _load(self, path: str, config: TrainConfig) -> dict[int, adapters.Weights]:
         base = self.base.info.fingerprint

@@ -52,7 +52,7 @@ def trained_weights(split: Split, bottom: int, everything: bool) -> list[Weight]
 def load_weights(path: str, weights: Sequence[Weight], base: str | None) -> dict[int, Weights]:
     """What was learned, by place in `weights`, from `resume_adapter_file`. Raises UserError as `load_adapter` does."""
     tensors = load_tensors(path, {weight.name: tuple(weight.array.shape) for weight in weights}, base)
-    return {place: (tensors[weight.name],) for place, weight in enumerate(weights)}
+    return {place: (mx.array(tensors[weight.name]),) for place, weight in enumerate(weights)}
 
 
 @contextmanager

@@ -33,7 +33,8 @@ STATES = ("running", "complete", "pruned", "failed")
 class TrialRecord:
     """One trial. `metrics` holds numbers known once (`best_val_loss`, `final_val_loss`, `val_perplexity`,
     `tokens_per_second`, `peak_memory_gb`, `trainable_params`, `adapter_mb`, `train_seconds`, `scale_ratio`,
-    `multiplier`, and `test_loss` where the test set was scored); `reason` says why a trial is pruned or failed
+    `multiplier`, `test_loss` where the test set was scored, and `resume_error` where a smaller rank than that of
+    `resume_adapter_file` has cost a share of ΔW); `reason` says why a trial is pruned or failed
     (`diverged`, `out of memory`, …)."""
 
     name: str  # the folder: trial-0007, base, default, confirm-0007-1

@@ -42,6 +42,7 @@ class Slot:
     pending: list[float] = field(default_factory=list)  # training losses since the last evaluation
     mark: tuple[int, float] = (0, 0.0)  # tokens and seconds at the last evaluation
     alive: bool = True  # as last read from the device
+    resume_error: float = 0.0  # share of ΔW that its rank could not take over from `resume_adapter_file`
     record: TrialRecord = field(init=False)
 
     def begin(self, again: bool = False) -> None:
@@ -174,6 +175,7 @@ class Slot:
             "tokens_per_second": round(self.tokens / self.seconds, 1) if self.seconds else 0.0,
             "train_seconds": round(self.seconds, 3),
             **(adapters if self.config.train_type != "full" else {}),
+            **({"resume_error": self.resume_error} if self.resume_error else {}),
         }
 
 

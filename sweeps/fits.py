@@ -3,6 +3,7 @@
 from importlib.util import find_spec
 from typing import Any
 
+from lora_core.config import TrainConfig
 from lora_core.errors import UserError
 from sweeps.axes import Axis, hydra_text
 from sweeps.conditions import Conditions, present
@@ -16,6 +17,11 @@ UNCONDITIONAL = ("cmaes", "gp", "nsga2")
 PACKAGES = {"cmaes": "cmaes", "gp": "torch"}
 # A pruner compares the losses of trials at one step, so a step must be the same thing in all of them.
 LENGTH = ("trainer.iters", "trainer.epochs", "trainer.batch_size", "trainer.grad_accumulation")
+
+# What an adapter is of: trials that differ in it can start from the same one only where it is fitted to each.
+OF_ADAPTERS = ("train_type", "num_layers", "lora_parameters", *(
+    f"lora_parameters.{name}" for name in ("rank", "scale", "scale_ratio", "scaling", "keys")
+))  # fmt: skip
 
 
 def check_methods(sampler: str, pruner: str, axes: list[Axis], objectives: int = 1) -> None:
@@ -80,6 +86,16 @@ def check_enqueued(settings: list[dict[str, Any]], axes: list[Axis], conditions:
             raise UserError(f"{where}: {key} exists only when {needed.key}={wanted}. Give that too.")
         if not setting or setting in settings[:index]:
             raise UserError(f"{where} is {'there twice' if setting else 'empty'}: leave it out.")
+
+
+def check_resumed(axes: list[Axis], axis: Axis, config: TrainConfig) -> None:
+    """Raises UserError where trials that differ in one of the axes could not all start from `resume_adapter_file`."""
+    resumed = config.resume_adapter_file is not None or any(each.key == "resume_adapter_file" for each in axes)
+    if resumed and config.resume_strict and axis.key in OF_ADAPTERS:
+        raise UserError(
+            f"trials that differ in {axis.key} cannot all start from the adapter in resume_adapter_file as it is.\n"
+            "To have it fitted to each of them: resume_strict=false"
+        )
 
 
 def no_pruner(pruner: str, key: str) -> str:

@@ -17,7 +17,15 @@ from sweeps.conditions import Conditions, conditions_of, made_to_exist, present
 from sweeps.config import KEYS, SweepConfig, resolve
 from sweeps.explain import explain
 from sweeps.fingerprint import flat
-from sweeps.fits import LENGTH, check_conditions, check_enqueued, check_methods, check_warm_start, no_pruner
+from sweeps.fits import (
+    LENGTH,
+    check_conditions,
+    check_enqueued,
+    check_methods,
+    check_resumed,
+    check_warm_start,
+    no_pruner,
+)
 from sweeps.grammar import axis_from, is_fixed
 
 __all__ = ["Axis", "Job", "cap_config", "cap_num_layers", "make_job"]
@@ -172,6 +180,7 @@ def _check_axes(job: Job) -> None:
                 config = job.config_at(axis.key, value)
                 _check_shared(job, axis, config)
                 _check_length(job, config)
+                check_resumed(job.axes, axis, config)
     for corner in (0, -1):
         with _naming(job.axes):
             values = {axis.key: axis.corners()[corner] for axis in job.axes}

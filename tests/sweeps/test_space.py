@@ -181,6 +181,9 @@ def test_what_trials_share_cannot_be_an_axis(key: str) -> None:
         ([f"search.space=['{RANK}=8,9','{RANK}=4,8']"], "is an axis twice"),
         (["train_type=full", f"{RANK}=4,8"], f"Axis {RANK}=4,8: train_type=full has no adapters"),
         (["train_type=lora,full", "trainer.grad_checkpoint=true"], "train_type=full keeps its activations"),
+        ([ALONE, "resume_adapter_file=a", f"{RANK}=4,8"], "as it is.\nTo have it fitted to each of them"),
+        (["resume_adapter_file=a"], f"Axis {RANK}=4,8,16,32: trials that differ in {RANK} cannot all start from"),
+        ([ALONE, "resume_adapter_file=a,b", "num_layers=4,8"], "trials that differ in num_layers"),
     ],
 )
 def test_refused_searches(argv: list[str], words: str) -> None:
@@ -209,7 +212,9 @@ def test_a_plain_value_takes_its_axis_out() -> None:
 
 
 def test_values_reach_the_configuration_without_passing_through_text() -> None:
-    job = make_job([ALONE, "lora_parameters.keys=[a],['b,c'],null", "resume_adapter_file=null,'1'"])
+    job = make_job(
+        [ALONE, "lora_parameters.keys=[a],['b,c'],null", "resume_adapter_file=null,'1'", "resume_strict=false"]
+    )
     config = job.config_for({"lora_parameters.keys": ["b,c"], "resume_adapter_file": "1"})
     assert config.lora_parameters.keys == ["b,c"]
     assert config.resume_adapter_file == "1"
@@ -251,6 +256,12 @@ def test_full_takes_packaged_axes_over_adapters_out() -> None:
     keys = [axis.key for axis in make_job(["train_type=full"]).axes]
     assert keys == ["optimizer.learning_rate", "num_layers"]
     assert RANK in [axis.key for axis in make_job(["train_type=lora,full"]).axes]
+
+
+def test_an_adapter_to_start_from_leaves_axes_that_it_need_not_fit() -> None:
+    rate = "optimizer.learning_rate=1e-4,1e-3"
+    assert make_job([ALONE, "resume_adapter_file=a", rate, "lora_parameters.dropout=0.0,0.1"]).axes
+    assert make_job(["resume_adapter_file=a", "resume_strict=false"]).axes
 
 
 def test_packaged_num_layers_are_capped_in_one_line() -> None:
