@@ -34,9 +34,7 @@ def is_peft(tensors: Tensors) -> bool:
 def to_peft(tensors: Tensors, config: Config, base: str) -> tuple[Tensors, Config]:
     """An adapter in mlx_lm's layout as PEFT's two files hold it; `base` is what `from_pretrained` finds the base
     model by. Raises UserError, with the reason, for what PEFT has no form of."""
-    kind, lora = config.get("fine_tune_type", "lora"), config.get("lora_parameters", {})
-    if kind not in ("lora", "dora"):
-        raise UserError(f"fine_tune_type {kind} is no adapter, and PEFT has no form of it. Expected lora or dora.")
+    lora = config["lora_parameters"]
     if experts := sorted(name for name, tensor in tensors.items() if tensor.ndim > 2):
         raise UserError(
             f"{len(experts)} matrices belong to layers of experts ({experts[0]}), which transformers holds "
@@ -48,7 +46,7 @@ def to_peft(tensors: Tensors, config: Config, base: str) -> tuple[Tensors, Confi
     made = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base,
         "r": lora["rank"], "lora_alpha": _plain(alpha), "lora_dropout": lora.get("dropout", 0.0),
-        "use_rslora": rslora, "use_dora": kind == "dora", **_targets(modules),
+        "use_rslora": rslora, "use_dora": config.get("fine_tune_type") == "dora", **_targets(modules),
         "bias": "none", "fan_in_fan_out": False, "init_lora_weights": True, "inference_mode": True,
     }  # fmt: skip
     return {peft_name(name): np.ascontiguousarray(tensor.T) for name, tensor in tensors.items()}, made

@@ -14,7 +14,7 @@ from lora_core.errors import UserError
 from lora_core.models.sources import HUB_ID
 from lora_core.peft import to_peft
 from reports.wording import typed
-from sweeps.pick import pick
+from sweeps.pick import Picked, pick
 
 LOADED = "In Python: PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({base!r}), {folder!r})"
 
@@ -27,12 +27,24 @@ def main(argv: list[str]) -> int:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not empty. Remove it, or give another folder by --out DIR.")
     stored = read(str(found.folder))
+    _check_adapter(stored, found)
     try:
         lines = _to_peft(stored, out) if given.format == "peft" else _to_mlx(stored, out)
     except UserError as error:
         raise UserError(f"{found.name}: {error}") from None
     print("\n  ".join([f"{found.name} for {given.format}: {out}", *lines]))
     return 0
+
+
+def _check_adapter(stored: Stored, found: Picked) -> None:
+    """Raises UserError for weights of the model itself, and says what they are good for as they are."""
+    if stored.config.get("fine_tune_type") == "full":
+        base = shlex.join(["--model", str(stored.config.get("model")), "--adapter-path", str(found.folder)])
+        raise UserError(
+            f"{found.name} was trained with train_type=full: it has no adapter, but weights of the model itself.\n"
+            f"mlx_lm loads them as they are: {base}\n"
+            "transformers loads the merged model, which fuse=true writes."
+        )
 
 
 def _to_mlx(stored: Stored, out: Path) -> list[str]:

@@ -80,12 +80,10 @@ def test_blocks_that_differ_are_named_one_by_one() -> None:
     assert (config["target_modules"], config["layers_to_transform"]) == (modules, None)
 
 
-def test_peft_has_no_form_of_experts_or_whole_weights() -> None:
+def test_peft_has_no_form_of_experts() -> None:
     experts = {"model.layers.0.mlp.switch_mlp.up_proj.lora_a": np.ones((4, 2, 6), np.float32)}
     with pytest.raises(UserError, match="experts"):
         to_peft(experts, LORA, "b")
-    with pytest.raises(UserError, match="fine_tune_type full"):
-        to_peft({}, {"fine_tune_type": "full"}, "b")
 
 
 @pytest.mark.parametrize(

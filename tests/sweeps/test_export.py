@@ -59,6 +59,18 @@ def test_refused(
     assert said in error and len(error.splitlines()) <= 3
 
 
+def test_whole_weights_are_no_adapter(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    more = ["study=full", "train_type=full", "num_layers=1", "trainer.iters=1"]
+    assert main(["train", *place.arguments(*more)]) == 0
+    folder = place.folder("train/full") / "adapters"
+    for form in ("peft", "mlx"):
+        capsys.readouterr()
+        assert export(place, "train/full", "--format", form) == 2
+        said = capsys.readouterr().err
+        assert "weights of the model itself" in said and f"--adapter-path {folder}" in said and "fuse=true" in said
+        assert len(said.splitlines()) <= 3 and not (folder / form).exists()
+
+
 def test_layers_that_the_base_does_not_have(place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(place.folder("train/one") / "adapters", tmp_path / "a", ignore=shutil.ignore_patterns("peft"))
     file = tmp_path / "a" / "adapter_config.json"
