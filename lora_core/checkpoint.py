@@ -1,4 +1,5 @@
-"""A running trial on disk: what its slot needs to go on from a step as if nothing had happened.
+"""A trial on disk, running or, with `keep_state`, ended: what a slot needs to go on from its step as if nothing had
+happened.
 
     <trial>/slot-120.safetensors  adapters, both moments, and the best adapters so far, at the trial's own rank
     <trial>/slot.json             the host's numbers, and name and sha256 of the file above
@@ -11,11 +12,13 @@ import json
 import math
 import os
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
 from lora_core.adapters import Weights
+from lora_core.errors import UserError
 from lora_core.records import CHECKPOINT, load_metrics, remove_checkpoint, write_json, write_metrics
 from lora_core.slot import Slot
 from lora_core.stacks import State
@@ -62,16 +65,36 @@ def load(slot: Slot) -> dict[int, State] | None:
 
     None if there is no checkpoint of this very trial, or a damaged one; the slot is as it was then.
     """
+    index = _index(slot.folder)
+    if index is None or (index.config, index.repeat) != (slot.spec.config, slot.spec.repeat):
+        return None
+    return _restored(slot, slot.folder, index)
+
+
+def load_kept(slot: Slot, folder: Path) -> dict[int, State]:
+    """The same with the state that another trial has kept in `folder`; one that ran out of patience has all of it
+    again. Raises UserError if the state is not whole."""
+    index = _index(folder)
+    if index is None:
+        raise UserError(f"{folder}: the state that was kept is damaged.")
+    state = _restored(slot, folder, index)
+    if slot.verdict is not None:
+        slot.since_best = 0
+    return state
+
+
+def _index(folder: Path) -> Index | None:
+    """That of the checkpoint in `folder`, if it is whole."""
     try:
-        index = Index(**json.loads((slot.folder / CHECKPOINT).read_text()))
-        content = (slot.folder / index.file).read_bytes()
+        index = Index(**json.loads((folder / CHECKPOINT).read_text()))
+        content = (folder / index.file).read_bytes()
     except (OSError, ValueError, TypeError):
         return None
-    if (index.config, index.repeat) != (slot.spec.config, slot.spec.repeat):
-        return None
-    if hashlib.sha256(content).hexdigest() != index.sha256:
-        return None
-    arrays: Any = mx.load(str(slot.folder / index.file))
+    return index if hashlib.sha256(content).hexdigest() == index.sha256 else None
+
+
+def _restored(slot: Slot, folder: Path, index: Index) -> dict[int, State]:
+    arrays: Any = mx.load(str(folder / index.file))
     for name, value in index.host.items():
         setattr(slot, name, ABSENT[name] if value is None else tuple(value) if name == "mark" else value)
     parts: dict[str, dict[int, Weights]] = {part: {} for part in (*PARTS, "best")}
@@ -82,8 +105,8 @@ def load(slot: Slot) -> dict[int, State] | None:
     return {layer: tuple(parts[part][layer] for part in PARTS) for layer in parts["adapter"]}
 
 
-def rows(slot: Slot) -> list[dict[str, Any]]:
-    """The rows of `metrics.jsonl` up to the slot's step; later ones are taken out of the file."""
-    kept = [row for row in load_metrics(slot.folder) if row["step"] <= slot.step]
+def rows(slot: Slot, folder: Path) -> list[dict[str, Any]]:
+    """The rows of `metrics.jsonl` in `folder` up to the slot's step; they are all that the slot's own has then."""
+    kept = [row for row in load_metrics(folder) if row["step"] <= slot.step]
     write_metrics(slot.folder, kept)
     return kept

@@ -108,6 +108,7 @@ class TrainConfig:
     num_layers: int | str = 16
     resume_adapter_file: str | None = None
     resume_strict: bool = True
+    keep_state: bool = False
     fuse: bool = True
     quantization: str | None = None
     quantization_group_size: int | None = None  # None: 64, with mxfp4 32

@@ -116,7 +116,10 @@ class Engine:
         self._check(config)
         slot, pack, feed = self.place(spec, config)
         if (saved := checkpoint.load(slot)) is not None:
-            return self._go_on(slot, pack, feed, saved)
+            return self._go_on(slot, pack, feed, saved, slot.folder)
+        if spec.goes_on_from is not None:
+            kept = Path(spec.goes_on_from)
+            return self._go_on(slot, pack, feed, checkpoint.load_kept(slot, kept), kept)
         start = self._resumed(config, spec.repeat)
         slot.begin()
         slot.resume_error = start.error if start else 0.0
@@ -132,12 +135,13 @@ class Engine:
         self._finish_ended([(slot, pack, feed)])
         self._watch.lap()
 
-    def _go_on(self, slot: Slot, pack: AnyPack, feed: Feed, state: dict[int, State]) -> None:
-        """Continues an interrupted trial where its checkpoint is."""
+    def _go_on(self, slot: Slot, pack: AnyPack, feed: Feed, state: dict[int, State], folder: Path) -> None:
+        """Continues a trial from the checkpoint in `folder`."""
         slot.begin(again=True)
-        self.events += [Evaluated(slot.spec.name, row, again=True) for row in checkpoint.rows(slot)]
+        self.events += [Evaluated(slot.spec.name, row, again=True) for row in checkpoint.rows(slot, folder)]
         pack.add(slot, state)
         self.running.append((slot, pack, feed))
+        self._finish_ended([(slot, pack, feed)])  # its state may be that of its end
 
     def stop(self, name: str, reason: str = BEATEN) -> None:
         """Ends a running trial as pruned, keeping its best checkpoint."""
@@ -323,6 +327,8 @@ class Engine:
         """Ends trials with a state and a reason; what they leave on disk is written side by side."""
         writing = [self._leaves(*ending) for ending in endings]
         for slot, pack, *_ in endings:
+            if slot.keeps_state:
+                checkpoint.save(slot, pack.state(slot))
             self.running = [entry for entry in self.running if entry[0] is not slot]
             pack.remove(slot)
         self.events += self._writers.map(lambda write: write(), writing)
@@ -375,7 +381,8 @@ def _write(
         digest = save_adapter(slot.adapter_path, tensors, config)
         metrics["adapter_mb"] = (slot.adapter_path / ADAPTER).stat().st_size / 1e6
     record = slot.end(state, reason, metrics, digest)
-    remove_checkpoint(slot.folder)
+    if not slot.keeps_state:
+        remove_checkpoint(slot.folder)
     return Ended(slot.spec.name, vars(record).copy())
 
 

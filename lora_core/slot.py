@@ -58,6 +58,11 @@ class Slot:
         save_trial(self.folder, self.record)
 
     @property
+    def keeps_state(self) -> bool:
+        """Whether the trial, once it has ended, can be gone on with."""
+        return self.config.keep_state and self.alive and self.step > 0
+
+    @property
     def folder(self) -> Path:
         return Path(self.spec.folder)
 

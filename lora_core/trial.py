@@ -7,7 +7,8 @@ from typing import Any
 @dataclass
 class TrialSpec:
     """One fully resolved trial. `folder` is where it writes `trial.json` and `metrics.jsonl`; its adapter goes
-    to `config["adapter_path"]`, or `folder`/adapters where that is null. Role `base` trains nothing."""
+    to `config["adapter_path"]`, or `folder`/adapters where that is null. Role `base` trains nothing. `goes_on_from` is
+    the folder of a trial with `keep_state` that has ended; this one begins where that one was."""
 
     name: str
     role: str
@@ -16,6 +17,7 @@ class TrialSpec:
     number: int | None = None
     repeat: int = 0
     params: dict[str, Any] = field(default_factory=dict)
+    goes_on_from: str | None = None
 
 
 @dataclass

@@ -78,6 +78,7 @@ class ClusterConfig:
 
 @dataclass
 class SweepConfig(TrainConfig):
+    resume: str | None = None
     study: str | None = None
     n_trials: int = 32
     storage: str = "sqlite:///optuna.db"

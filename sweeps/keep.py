@@ -1,9 +1,9 @@
-"""`tracking.keep`: which trials of a study keep their adapters."""
+"""`tracking.keep`: which trials of a study keep their adapters, and their state."""
 
 import shutil
 from pathlib import Path
 
-from lora_core.records import save_trial
+from lora_core.records import remove_checkpoint, save_trial
 from reports.study import load
 
 
@@ -14,5 +14,6 @@ def drop_adapters(folder: Path, keep: int) -> None:
     for trial in study.trials:
         if trial.adapter is not None and trial.state != "running" and trial.name not in kept:
             shutil.rmtree(trial.adapter, ignore_errors=True)
+            remove_checkpoint(folder / trial.name)
             trial.adapter = None
             save_trial(folder / trial.name, trial)

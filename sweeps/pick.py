@@ -22,21 +22,31 @@ def pick(output_dir: Path, text: str) -> Picked:
     """The adapter meant by `text`. Raises UserError, with near matches, if there is none."""
     if (Path(text) / CONFIG).is_file():
         return Picked(text, Path(text))
+    return of_trial(*study_and_trial(output_dir, text))
+
+
+def study_and_trial(output_dir: Path, text: str) -> tuple[Study, str | None]:
+    """The study meant by STUDY or STUDY/TRIAL, and what its trial is called there."""
     if "/" in text and not (output_dir / text / "study.json").is_file():
         name, _, trial = text.rpartition("/")
-        return of_trial(standing(study_folder(output_dir, name)), trial)
-    return of_trial(standing(study_folder(output_dir, text)))
+        return standing(study_folder(output_dir, name)), trial
+    return standing(study_folder(output_dir, text)), None
 
 
 def of_trial(study: Study, trial: str | None = None) -> Picked:
     """The adapter of a trial of the study, given by name or number; without one, that of the winner."""
-    record = _winner(study) if trial is None else _trial(study, trial)
+    record = record_of(study, trial)
     folder = adapter_folder(study, record)
     if folder is None:
         raise UserError(f"{record.name} of {study.name} has no adapter ({record.state}).{_others(study)}")
     if damage := adapter_damage(record, Path(folder)):
         raise UserError(f"{record.name} of {study.name}: {damage}.")
     return Picked(record.name, Path(folder))
+
+
+def record_of(study: Study, trial: str | None) -> TrialRecord:
+    """The same trial's record."""
+    return _winner(study) if trial is None else _trial(study, trial)
 
 
 def _winner(study: Study) -> TrialRecord:

@@ -90,6 +90,8 @@ def make_job(overrides: list[str], config_dir: str | None = None) -> Job:
     axes = _axes(composer, sweeps, written)
     _check_methods(composer, axes)
     job = Job(resolve(composer.compose()), axes, written, argv, composer)
+    if job.config.resume is not None:
+        raise UserError(f"resume={job.config.resume}: one trial goes on by itself, lora-sweep train resume=…")
     if not job.axes:
         raise UserError("There is nothing to search: give an axis, such as lora_parameters.rank=4,8,16")
     job.config = job.config_for({})

@@ -21,6 +21,7 @@ from sweeps.environment import environment
 from sweeps.preflight import check_places, opening
 from sweeps.protocol import Fused, Go, Ready, Report, Setup
 from sweeps.requests import forget_requests, read_request
+from sweeps.resume import Source, continued, source_of
 from sweeps.scoring import score_trial
 from sweeps.space import cap_config
 from sweeps.study_folder import earlier_record, locked, write_log
@@ -40,6 +41,8 @@ def run(config: SweepConfig, written: set[str], argv: list[str], folder: Path | 
 
 
 def _run(config: SweepConfig, written: set[str], argv: list[str], folder: Path | None) -> int:
+    source = source_of(config) if config.resume else None
+    config = continued(config, written, source) if source else config
     name = study_name(config, "train")
     folder = (folder or Path(config.output_dir) / "train" / name).absolute()
     check_places(config, folder)
@@ -49,7 +52,9 @@ def _run(config: SweepConfig, written: set[str], argv: list[str], folder: Path |
         with Worker(Setup(config.to_dict(), 1), display.progress) as worker:
             with display.doing("Loading the model and the data"):
                 ready = worker.ready()
-            return _opened(name, config, written, argv, folder, ready, display).train(worker)
+            if source:
+                source.check(config, ready)
+            return _opened(name, config, written, argv, folder, ready, display, source).train(worker)
     except WorkerDied as death:
         display.fail(str(death))
         return 1
@@ -62,8 +67,9 @@ def _check_new(folder: Path) -> None:
 
 
 def _opened(
-    name: str, config: SweepConfig, written: set[str], argv: list[str], folder: Path, ready: Ready, display: Display
-) -> "Run":
+    name: str, config: SweepConfig, written: set[str], argv: list[str], folder: Path, ready: Ready, display: Display,
+    source: Source | None,
+) -> "Run":  # fmt: skip
     """Opens the tracker, if nothing speaks against it, and says what is about to run."""
     config, notes = cap_config(config, written, ready.model.depth)
     with opening(config.tracking.uri):
@@ -73,6 +79,8 @@ def _opened(
         record.runs = earlier.runs
     display.start(ready, [], record.notes)
     spec = TrialSpec(name, "train", TrainConfig.from_dict(config.to_dict()).to_dict(), str(folder))
+    if source:
+        spec.repeat, spec.goes_on_from = source.trial.repeat, str(source.folder)
     return Run(config, spec, record, folder, tracker, display)
 
 

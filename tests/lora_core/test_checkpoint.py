@@ -2,13 +2,15 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
 
 from lora_core import engine as engine_module
-from lora_core.records import CHECKPOINT, load_trial
+from lora_core.errors import UserError
+from lora_core.records import CHECKPOINT, load_trial, save_trial
 from lora_core.stacks import Stacks
 from lora_core.trial import Evaluated
 from tests.lora_core.helpers import bits_are_promised, losses, new_engine, new_spec, run, same_result
@@ -158,3 +160,56 @@ def test_it_is_written_every_so_often(tmp_path):
     assert not saved_steps([spec])  # half a minute has not gone by
     engine.save()
     assert saved_steps([spec]) == [6]
+
+
+CONSTANT = {"schedule": "constant", "warmup": 0.0, "eval_every": 5}
+
+
+@bits_are_promised
+@pytest.mark.parametrize(
+    "settings",
+    [{"rank": 3, "dropout": 0.2, "grad_accumulation": 2}, {"train_type": "dora"}, {"train_type": "full"}],
+    ids=str,
+)
+def test_twenty_steps_are_ten_and_ten_more(tmp_path, settings) -> None:
+    engine = new_engine()
+    whole = new_spec(tmp_path, "whole", iters=20, **CONSTANT, **settings)
+    half = new_spec(tmp_path, "half", iters=10, keep_state=True, **CONSTANT, **settings)
+    more = new_spec(tmp_path, "more", iters=20, **CONSTANT, **settings)
+    anew = new_spec(tmp_path, "anew", iters=10, resume_adapter_file=f"{half.folder}/adapters", **CONSTANT, **settings)
+    more.goes_on_from = half.folder
+    run(engine, whole, half, more, anew)
+    assert same_result(whole, more) and not same_result(whole, half)
+    assert load_trial(Path(more.folder)).step == 20 and not (Path(more.folder) / CHECKPOINT).exists()
+    # From the adapter alone it is another training: other moments, other rows.
+    assert losses(anew)[-1] != losses(whole)[-1]
+    kept = sum(file.stat().st_size for file in Path(half.folder).glob("slot-*.safetensors"))
+    assert kept / (Path(half.folder) / "adapters" / "adapters.safetensors").stat().st_size == pytest.approx(4, rel=0.1)
+
+
+def test_one_that_ran_out_of_patience_goes_on(tmp_path) -> None:
+    wild = {"iters": 30, "eval_every": 1, "learning_rate": 0.5, "schedule": "constant", "warmup": 0.0, "patience": 1}
+    half, more = new_spec(tmp_path, "half", keep_state=True, **wild), new_spec(tmp_path, "more", **wild)
+    more.goes_on_from = half.folder
+    ended, later = run(new_engine(), half, more)
+    assert ended.reason == "no better validation loss in 1 evaluations" and ended.step < 30
+    assert ended.step < later.step
+
+
+def test_a_trial_whose_end_was_not_written_ends(tmp_path) -> None:
+    """It was killed after its last state was, and before its record."""
+    spec = new_spec(tmp_path, "trial", keep_state=True)
+    (ended,) = run(new_engine(), spec)
+    save_trial(Path(spec.folder), replace(ended, state="running", adapter=None, ended=None))
+    (again,) = run(new_engine(), spec)
+    assert (again.state, again.step, again.adapter_sha256) == ("complete", 6, ended.adapter_sha256)
+
+
+def test_a_kept_state_that_is_damaged_is_refused(tmp_path) -> None:
+    half, more = new_spec(tmp_path, "half", keep_state=True), new_spec(tmp_path, "more", iters=9)
+    run(new_engine(), half)
+    (file,) = Path(half.folder).glob("slot-*.safetensors")
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    more.goes_on_from = half.folder
+    with pytest.raises(UserError, match="damaged"):
+        run(new_engine(), more)

@@ -30,7 +30,7 @@ def in_mlflow(place: Place) -> set[str]:
 
 
 def test_the_best_are_kept(place: Place) -> None:
-    settings = ["trainer.slots=1", "search.pruner.n_startup_trials=9"]
+    settings = ["trainer.slots=1", "search.pruner.n_startup_trials=9", "keep_state=true"]
     assert quick(place, *settings, "tracking.keep=2", "n_trials=5") == 0
     names = best(place, 2) | {"default"}
     assert kept(place) == {trial.name for trial in place.trials() if trial.adapter} | {"default"} == names
@@ -38,6 +38,7 @@ def test_the_best_are_kept(place: Place) -> None:
     # More trials, and a run that keeps fewer.
     assert quick(place, *settings, "tracking.keep=1", "n_trials=8") == 0
     assert kept(place) == best(place, 1) | {"default"}
+    assert kept(place) == {file.parent.name for file in place.folder().glob("*/slot-*.safetensors")}
     assert in_mlflow(place) == names | best(place, 1)
     client = open_client(f"sqlite:///{place.root}/mlflow.db")
     for name, run in mlflow_runs(place).items():

@@ -47,6 +47,38 @@ def test_from_an_adapter(place: Place, capsys: pytest.CaptureFixture[str]) -> No
     assert rows[0]["val_loss"] == pytest.approx(first.value, rel=1e-5)
 
 
+def test_a_search_from_an_adapter_that_is_fitted(place: Place) -> None:
+    given = [f"resume_adapter_file={place.folder('train/first')}/adapters", "lora_parameters.rank=2,8"]
+    method = ["search/sampler=grid", "search/pruner=none", "optimizer.learning_rate=1e-3", "trainer.slots=1"]
+    words = [word for word in place.search_arguments(*given, *method) if not word.startswith("search.pruner.")]
+    assert main(words) == 2
+    assert main([*words, "resume_strict=false"]) == 0
+    cut = {trial.config["lora_parameters"]["rank"]: trial.metrics.get("resume_error") for trial in place.trials()}
+    assert 0 < cut[2] < 1 and cut[8] is None
+    (note,) = (note for note in place.record().notes if "is cut to 2" in note)
+    assert f"its rank 4 is cut to 2, which takes {100 * cut[2]:.2g} % of the size of ΔW." in note
+
+
+def test_a_run_goes_on_from_its_whole_state(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *place.arguments("study=half", "lora_parameters.rank=4", "keep_state=true")]) == 0
+    again = ["resume=train/half", "study=on"]
+    for wrong, said in (
+        ([], "has done 8 steps, this would be 8: give more"),
+        (["trainer.iters=16", "lora_parameters.rank=8"], "lora_parameters.rank: 4 → 8"),
+        (["trainer.iters=16", "resume=train/first"], "Only keep_state=true keeps that"),
+        (["trainer.iters=16", "resume=train/hal"], "No study"),
+    ):
+        capsys.readouterr()
+        assert main(["train", *place.arguments(*again, *wrong)]) == 2
+        error = capsys.readouterr().err
+        assert said in error and len(error.splitlines()) <= 3, error
+        assert not place.folder("train/on").exists()
+    assert main(["train", *place.arguments(*again, "trainer.iters=16")]) == 0
+    half, on = (load_metrics(place.folder(f"train/{name}")) for name in ("half", "on"))
+    assert [row["step"] for row in on] == [0, 4, 8, 12, 16] and on[:3] == half
+    assert place.trial("", "train/on").config["lora_parameters"]["rank"] == 4
+
+
 def test_epochs_and_patience(place: Place) -> None:
     length = ["trainer.iters=null", "trainer.epochs=4", "trainer.eval_every=1", "trainer.patience=1"]
     assert main(["train", *place.arguments("study=short", *length, "optimizer.learning_rate=0.5")]) == 0
