@@ -110,6 +110,7 @@ class TrainConfig:
     resume_strict: bool = True
     keep_state: bool = False
     fuse: bool = True
+    fuse_quantization: str | None = None
     quantization: str | None = None
     quantization_group_size: int | None = None  # None: 64, with mxfp4 32
     adapter_path: str | None = None
@@ -183,6 +184,8 @@ def _check_lora(lora: LoraParameters) -> None:
 
 def _check_quantization(config: TrainConfig) -> None:
     name, size = config.quantization, config.quantization_group_size
+    if config.fuse_quantization is not None:
+        _one_of("fuse_quantization", config.fuse_quantization, tuple(QUANTIZATIONS))
     if name is None:
         return
     _one_of("quantization", name, tuple(QUANTIZATIONS))

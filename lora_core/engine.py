@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from lora_core import adapters, backend, checkpoint, full
 from lora_core.adapter_files import adapter_config, load_adapter, named
 from lora_core.adapter_folder import save_adapter
 from lora_core.batches import Batch, order, steps_for
-from lora_core.config import TrainConfig, check
+from lora_core.config import LoraParameters, TrainConfig, check
 from lora_core.data import Dataset
 from lora_core.errors import UserError
 from lora_core.feed import Feed
@@ -29,6 +30,8 @@ from lora_core.fuse import fuse, write_model
 from lora_core.head import head_losses
 from lora_core.keys import check_keys
 from lora_core.models import Base
+from lora_core.models.loading import load_folder
+from lora_core.models.quantised import requantise
 from lora_core.pack import Pack
 from lora_core.prefix import PrefixCache
 from lora_core.records import ADAPTER, remove_checkpoint
@@ -216,14 +219,22 @@ class Engine:
         multiplier = config.lora_parameters.multiplier
         return fuse(folder, self.base, blocks, self._sites(config), list(learned.values()), multiplier)
 
-    def score(self, config: TrainConfig, adapter_folder: Path | None) -> float:
-        """Mean loss over all counted tokens of the test set, with a saved adapter of this configuration or, where
-        there is none, of the base model. Raises UserError if the adapter cannot be loaded."""
+    def requantise(self, folder: Path, quantization: str, config: TrainConfig) -> tuple[float, float]:
+        """Puts the merged model in `folder` in fewer bits. Returns by which share of its size that has changed its
+        weights, and its validation loss."""
+        error = requantise(folder, quantization)
+        merged = Engine(load_folder(folder, str(folder)), self.data, 1)
+        plain = replace(config, train_type="lora", num_layers=1, lora_parameters=LoraParameters())
+        return error, merged.score(plain, None, "valid")
+
+    def score(self, config: TrainConfig, adapter_folder: Path | None, split: str = "test") -> float:
+        """Mean loss over all counted tokens of the test set, or another, with a saved adapter of this configuration or,
+        where there is none, of the base model. Raises UserError if the adapter cannot be loaded."""
         learned = None if adapter_folder is None else Start(self._load(str(adapter_folder), config))
         slot, pack, feed = self.place(TrialSpec("score", "base", config.to_dict(), ""), config)
         pack.add(slot, learned.state if learned else None)
         try:
-            return self._mean_losses([slot], pack, feed, "test")[0]
+            return self._mean_losses([slot], pack, feed, split)[0]
         finally:
             pack.remove(slot)
 

@@ -181,9 +181,9 @@ class Worker(Child):
         assert isinstance(message, Report)
         return message
 
-    def fuse(self, adapter: Path, config: dict, folder: Path) -> Fused:
-        """Merges an adapter into the base model."""
-        self.send(Fuse(str(adapter), config, str(folder)))
+    def fuse(self, adapter: Path, config: dict, folder: Path, quantization: str | None) -> Fused:
+        """Merges an adapter into the base model, and puts that in fewer bits if so said."""
+        self.send(Fuse(str(adapter), config, str(folder), quantization))
         message = self._receive()
         assert isinstance(message, Fused)
         return message

@@ -36,11 +36,11 @@ class Closing:
         best = load(self.folder).winner
         if best is None or not self.config.fuse or best.adapter is None:
             return
-        adapter = Path(best.adapter)
+        adapter, bits = Path(best.adapter), self.config.fuse_quantization
         with self.display.doing("Merging the winner into the base model"):
             try:
                 damage = adapter_damage(best, adapter)
-                fused = Fused(None, damage) if damage else worker.fuse(adapter, best.config, self.folder / "best")
+                fused = Fused(None, damage) if damage else worker.fuse(adapter, best.config, self.folder / "best", bits)
             except WorkerDied as death:
                 fused = Fused(None, write_log(self.folder, death))
         if fused.note:

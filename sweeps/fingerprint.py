@@ -9,7 +9,8 @@ from sweeps.config import SweepConfig
 
 # How a study is run and where it is kept; none of it changes a trial's result.
 RUN_CONTROL = (
-    "study", "n_trials", "storage", "output_dir", "adapter_path", "fuse", "keep_state", "tracking", "cluster",
+    "study", "n_trials", "storage", "output_dir", "adapter_path", "fuse", "fuse_quantization", "keep_state", "tracking",
+    "cluster",
     "search.name", "search.space", "search.confirm", "trainer.slots", "trainer.memory_fraction",
 )  # fmt: skip
 

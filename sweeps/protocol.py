@@ -82,26 +82,37 @@ class Progress:
 
 @dataclass
 class Fuse:
-    """Merge a saved adapter of this configuration into the base model, into `folder`."""
+    """Merge a saved adapter of this configuration into the base model, into `folder`, and that in fewer bits."""
 
     adapter: str
     config: dict[str, Any]
     folder: str
+    quantization: str | None = None
 
 
 @dataclass
 class Fused:
-    """`folder` is null if it could not be done, for the reason given. `error`: what rounding took of ΔW, a share."""
+    """`folder` is null if it could not be done, for the reason given. `error`: what rounding took of ΔW, a share.
+    `quantization`: the bits that were asked for, `changed`: by which share of their size they changed the weights, and
+    `loss`: the validation loss with them."""
 
     folder: str | None
     reason: str | None = None
     error: float = 0.0
+    quantization: str | None = None
+    changed: float = 0.0
+    loss: float = 0.0
 
     @property
     def note(self) -> str | None:
         """What to say of it; nothing where it went as it should."""
         if self.reason is not None:
             return f"was not merged into the base model: {self.reason}"
+        if self.quantization is not None:
+            return (
+                f"was merged, and the model put in {self.quantization}: that changed its weights by "
+                f"{100 * self.changed:.2g} % of their size, and its validation loss is {self.loss:.4f}."
+            )
         if self.error < NOTEWORTHY:
             return None
         return (

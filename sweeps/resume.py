@@ -20,7 +20,7 @@ CHANGEABLE = (
     "trainer.memory_fraction", "optimizer",
 )  # fmt: skip
 # The run's own. The state is beyond what a resume_adapter_file began with.
-OWN = ("fuse", "adapter_path", "keep_state", "resume_adapter_file", "resume_strict")
+OWN = ("fuse", "fuse_quantization", "adapter_path", "keep_state", "resume_adapter_file", "resume_strict")
 
 
 @dataclass(frozen=True)

@@ -183,7 +183,7 @@ class Run:
         adapter = Path(trial.adapter)
         with self.display.doing("Merging the adapter into the base model"):
             try:
-                fused = worker.fuse(adapter, trial.config, adapter / "fused")
+                fused = worker.fuse(adapter, trial.config, adapter / "fused", self.config.fuse_quantization)
             except WorkerDied as death:
                 fused = Fused(None, write_log(self.folder, death))
         if fused.note:

@@ -172,14 +172,16 @@ def _measure(engine: Any, message: Measure) -> Probe:
 
 
 def _fuse(engine: Any, message: Fuse) -> Fused:
-    config = TrainConfig.from_dict(message.config)
+    config, folder, bits = TrainConfig.from_dict(message.config), Path(message.folder), message.quantization
     try:
-        error = engine.fuse(Path(message.adapter), config, Path(message.folder))
-        return Fused(message.folder, error=error)
+        fused = Fused(message.folder, error=engine.fuse(Path(message.adapter), config, folder), quantization=bits)
+        if bits is not None:
+            fused.changed, fused.loss = engine.requantise(folder, bits, config)
+        return fused
     except Exception as error:
         if disk.is_full(error):
             return Fused(None, disk.told(error))
-        if isinstance(error, ValueError | OSError):
+        if isinstance(error, UserError | ValueError | OSError):
             return Fused(None, str(error))
         raise
 

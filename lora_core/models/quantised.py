@@ -1,6 +1,8 @@
 """Base models in fewer bits: `quantization`, made once by mlx_lm's own quantiser and kept in the cache."""
 
 import json
+import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,45 @@ def folder_of(folder: Path, quantization: str, group_size: int | None) -> tuple[
     key = f"{cache.fingerprint(folder)[:12]}-g{wanted['group_size']}-v{VERSION}"
     made, built = cache.built_once(f"{folder.name}-{quantization}", key, lambda part: _build(folder, part, wanted))
     return made, [f"Quantised to {_shown(wanted)} once: {made}."] if built else []
+
+
+def requantise(folder: Path, quantization: str) -> float:
+    """Puts the model in `folder`, in full precision, in fewer bits; the folder is replaced whole.
+
+    Returns |W' - W| / |W| over the layers that have fewer then. Raises UserError if no layer can.
+    """
+    bits, mode, size = QUANTIZATIONS[quantization]
+    beside = folder.with_name(folder.name + ".part")
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        _build(folder, beside, {"bits": bits, "group_size": size, "mode": mode})
+        error = _distance(folder, beside)
+        shutil.rmtree(folder)
+        beside.rename(folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)  # there only if something went wrong
+    return error
+
+
+def _distance(whole: Path, few: Path) -> float:
+    import mlx.core as mx
+    from mlx.utils import tree_flatten
+    from mlx_lm.utils import dequantize_model
+
+    from lora_core.models.loading import load_checked
+
+    model = load_checked(few)[0]
+    names = [f"{name}.weight" for name, module in model.named_modules() if hasattr(module, "bits")]
+    after, before = (
+        dict(tree_flatten(each.parameters())) for each in (dequantize_model(model), load_checked(whole)[0])
+    )
+    del model  # so that each weight can go once it has been looked at
+    lost = size = 0.0
+    for name in names:
+        own = before.pop(name).astype(mx.float32)
+        lost += mx.square(after.pop(name).astype(mx.float32) - own).sum().item()
+        size += mx.square(own).sum().item()
+    return math.sqrt(lost / size)
 
 
 def _found(folder: Path) -> dict[str, Any] | None:

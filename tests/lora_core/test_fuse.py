@@ -10,10 +10,12 @@ import mlx_lm
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
+from mlx_lm.utils import dequantize_model
 
 from lora_core import fuse as fusing
 from lora_core import models
 from lora_core.adapters import Site, StackedLora
+from lora_core.config import TrainConfig, TrainerConfig
 from lora_core.engine import Engine
 from lora_core.fuse import fuse
 from lora_core.models import loading
@@ -126,6 +128,30 @@ def test_a_quantised_base_is_dequantised_first(name: str, tmp_path: Path, monkey
     assert error < 1e-3
     assert isinstance(sites[0].module.linear, nn.QuantizedLinear)
     assert mx.array_equal(engine.base.model(tokens), before)
+
+
+def test_fewer_bits_on_request_and_what_they_cost(tmp_path: Path) -> None:
+    engine, config = new_engine(), TrainConfig(trainer=TrainerConfig(max_seq_length=128))
+    sites, pairs = made(engine)
+    pairs = [(0.1 * a, b) for a, b in pairs]
+    whole = merge(engine, tmp_path / "fused", sites, pairs)
+    before = Engine(models.load(str(tmp_path / "fused")), engine.data, 1).score(
+        TrainConfig(num_layers=1), None, "valid"
+    )
+    found = {}
+    for bits in ("8bit", "4bit"):
+        merge(engine, tmp_path / bits, sites, pairs)
+        found[bits] = engine.requantise(tmp_path / bits, bits, config)
+        stock = mlx_lm.load(str(tmp_path / bits))[0]
+        assert isinstance(stock.layers[3].mlp.up_proj, nn.QuantizedLinear)
+        few = dict(tree_flatten(dequantize_model(stock).parameters()))
+        names = [name for name in whole if whole[name].ndim == 2]
+        lost = sum(np.square(np.array(few[name] - whole[name], np.float64)).sum() for name in names)
+        size = sum(np.square(np.array(whole[name], np.float64)).sum() for name in names)
+        assert found[bits][0] == pytest.approx((lost / size) ** 0.5, rel=1e-3)
+    assert found["4bit"][0] > 8 * found["8bit"][0] > 0
+    assert 0 < 2 * abs(found["8bit"][1] - before) < abs(found["4bit"][1] - before) < 0.1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["4bit", "8bit", "fused"]
 
 
 @pytest.mark.parametrize("size", [1.0, 1e-4])

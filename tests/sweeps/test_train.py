@@ -1,6 +1,8 @@
 """One fine-tune from its command to its adapter."""
 
+import json
 import os
+import re
 import signal
 from typing import Any
 
@@ -17,7 +19,12 @@ from tests.sweeps.helpers import Place
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     """A place with a finished run, `first`."""
     place = Place(tmp_path_factory.mktemp("train"))
-    assert main(["train", *place.arguments("study=first", "lora_parameters.rank=4", "fuse=true")]) == 0
+    assert (
+        main(
+            ["train", *place.arguments("study=first", "lora_parameters.rank=4", "fuse=true", "fuse_quantization=8bit")]
+        )
+        == 0
+    )
     return place
 
 
@@ -29,6 +36,10 @@ def test_what_a_run_leaves(place: Place) -> None:
     assert [row["step"] for row in load_metrics(folder)] == [0, 4, 8]
     for file in ("adapters.safetensors", "adapter_config.json", "fused/model.safetensors"):
         assert (folder / "adapters" / file).exists()
+    assert json.loads((folder / "adapters/fused/config.json").read_text())["quantization"]["bits"] == 8
+    (note,) = (note for note in record.notes if "put in 8bit" in note)
+    changed, loss = re.findall(r"weights by (\S+) % of their size, .* is (\S+)\.$", note)[0]
+    assert 0 < float(changed) < 1 and float(loss) == pytest.approx(trial.value, rel=0.01)
 
 
 def test_a_name_is_used_once(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
