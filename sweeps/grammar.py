@@ -23,7 +23,8 @@ from sweeps.keys import expected
 
 # What one study has once: its seed, how it is run, and what its trials share, which makes them comparable.
 FIXED = (
-    "seed", "study", "n_trials", "storage", "output_dir", "adapter_path", "fuse", "tracking", "cluster",
+    "seed", "study", "n_trials", "storage", "output_dir", "adapter_path", "fuse", "fuse_quantization", "keep_state",
+    "resume", "resume_strict", "tracking", "cluster",
     "search", "hydra", "model", "data", "quantization", "quantization_group_size", "trainer.slots",
     "trainer.max_seq_length", "trainer.eval_every", "trainer.eval_rows",
     "trainer.memory_fraction",

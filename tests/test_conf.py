@@ -68,7 +68,7 @@ def test_samplers_and_pruners_are_those_of_the_registry(part: str, known: dict[s
         assert set(map(str, options)) == {"name", *known[name]}
 
 
-@pytest.mark.parametrize("name", ["lora", "rank_scale", "quick"])
+@pytest.mark.parametrize("name", ["lora", "rank_scale", "quick", "methods", "methods_full"])
 def test_packaged_spaces_are_valid(name: str) -> None:
     assert make_job([f"search={name}"]).config.search.name == name
 

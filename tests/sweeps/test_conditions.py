@@ -12,6 +12,7 @@ from sweeps.cli import main
 from sweeps.space import make_job
 from tests.sweeps.helpers import Place
 
+METHOD = ("train_type", "lora_parameters.scaling", "lora_parameters.rank")
 SPACE = ["model=tiny", "search=quick", "lora_parameters.rank=2,4", "num_layers=1,2", "optimizer.learning_rate=1e-2"]
 
 
@@ -81,3 +82,18 @@ def test_a_search(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     assert search(place, '{num_layers:"lora_parameters.rank=2"}') == 2
     said = capsys.readouterr().err
     assert 'search.when.num_layers: "lora_parameters.rank=4" → "lora_parameters.rank=2"' in said
+
+
+def test_four_methods_in_one_study(place: Place) -> None:
+    grid = ["search=methods_full", "search/sampler=grid", "optimizer.learning_rate=1e-2"]
+    grid += ["lora_parameters.rank=choice(2)", "trainer.iters=4"]
+    words = [*grid, "num_layers=2", "trainer.slots=2", "n_trials=9", "search/pruner=none", "search.confirm.k=0"]
+    assert main(["search", *place.arguments(*words, f"storage=sqlite:///{place.root}/optuna.db", "study=s")]) == 0
+    found = {tuple(t.params.get(key) for key in METHOD): t for t in place.trials()}
+    assert set(found) == {
+        ("lora", "alpha_over_r", 2), ("lora", "alpha_over_sqrt_r", 2), ("dora", None, 2), ("full", None, None),
+    }  # fmt: skip
+    assert {trial.state for trial in found.values()} == {"complete"}
+    assert len({trial.value for trial in found.values()}) == 4
+    rows = [row.setting("train_type") for row in leaderboard(load(place.folder())) if row.name.startswith("trial")]
+    assert [rows.count(method) for method in ("lora", "dora", "full")] == [2, 1, 1]
