@@ -2,6 +2,8 @@
 
 import json
 import math
+from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from lora_core.records import StudyRecord, TrialRecord
@@ -17,6 +19,21 @@ _SHORT = {
 }  # fmt: skip
 
 Point = tuple[str, float, int]  # metric, value, step
+SPLITS = {"val_loss": "valid", "test_loss": "test"}  # the rows that an adapter's loss is of
+
+
+@dataclass(frozen=True)
+class Data:
+    """Rows as MLflow knows them: what a run was made with, or what a loss is of."""
+
+    name: str
+    digest: str
+
+
+def data_of(study: StudyRecord, split: str) -> Data:
+    """A split of the study's data. The digest is that of all splits."""
+    name = PurePath(study.data["path"].rpartition(":")[2]).name or "data"
+    return Data(name if split == "train" else f"{name}-{split}", study.data["fingerprint"][:36])
 
 
 def run_name(spec: TrialSpec | TrialRecord) -> str:

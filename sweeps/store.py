@@ -20,10 +20,11 @@ from mlflow.entities import (
 from mlflow.exceptions import MlflowException
 
 from lora_core.errors import UserError
-from sweeps.run_values import Point
+from sweeps.run_values import Data, Point
 
 _AT_ONCE = 1000  # metrics that MLflow takes in one call
 _LONGEST_TAG = 5000
+_CONTEXT = "mlflow.data.context"
 _NOT_THERE = "RESOURCE_DOES_NOT_EXIST"
 
 
@@ -84,13 +85,27 @@ class Store:
             self.client.log_batch(run.info.run_id, params=entities[first : first + 100])
         return run.info.run_id
 
-    def add_data(self, run_id: str, name: str, digest: str, source: str, profile: str) -> None:
-        """Names the data a run is made with; no row of it is stored."""
-        dataset = Dataset(name, digest[:36], "local", source, profile=profile)
-        self.client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "train")])])
+    def add_data(self, run_id: str, data: dict[str, Data], source: str, profile: str) -> None:
+        """Names the data a run is made with, by what they are for; no row of them is stored."""
+        inputs = [
+            DatasetInput(Dataset(d.name, d.digest, "local", source, profile=profile), [InputTag(_CONTEXT, use)])
+            for use, d in data.items()
+        ]
+        self.client.log_inputs(run_id, inputs)
 
-    def log(self, run_id: str, points: Sequence[Point], at: int, model_id: str | None = None) -> None:
-        metrics = [Metric(key, value, at, step, model_id=model_id) for key, value, step in points]
+    def log_model(self, run_id: str, model_id: str, metric: str, step: int, data: Data) -> None:
+        """The run's point at `step` is a number of the model too, over these data. Told again, it stays one."""
+        told = [point for point in self.client.get_metric_history(run_id, metric) if point.step == step]
+        if told:
+            point = Metric(metric, told[-1].value, told[-1].timestamp, step, model_id, data.name, data.digest)
+            self.client.log_batch(run_id, metrics=[point])
+
+    def log(
+        self, run_id: str, points: Sequence[Point], at: int, model_id: str | None = None, data: Data | None = None
+    ) -> None:
+        """Points of a run's curves; given a model, numbers of that too, and given data, numbers over these."""
+        over = (data.name, data.digest) if data else (None, None)
+        metrics = [Metric(key, value, at, step, model_id, *over) for key, value, step in points]
         for first in range(0, len(metrics), _AT_ONCE):
             self.client.log_batch(run_id, metrics=metrics[first : first + _AT_ONCE])
 

@@ -18,10 +18,10 @@ from sweeps import champion
 from sweeps.connect import FAILURES, first_line, public
 from sweeps.history import History
 from sweeps.links import base_of, run_link, study_link
-from sweeps.run_values import keeps_all, study_tags
+from sweeps.run_values import SPLITS, data_of, keeps_all, study_tags
 from sweeps.store import Store, milliseconds
 from sweeps.summary import study_note
-from sweeps.trial_run import INTERRUPTED, TrialRun, add_data
+from sweeps.trial_run import INTERRUPTED, TrialRun, add_data, model_of
 
 if TYPE_CHECKING:  # `sweeps.connect` decides how mlflow is imported
     from mlflow.entities import Run
@@ -131,9 +131,10 @@ class Tracker:
 
     @_if_reachable
     def log_number(self, name: str, metric: str, number: float) -> None:
-        """Adds a number to a trial that has ended. What the store misses of it now, it is told with the rest."""
+        """Adds a loss to a trial that has ended, and to its model. What is missed of it now is told with the rest."""
         if name in self.study.runs:
-            self.store.log(self.study.runs[name], [(metric, number, 0)], milliseconds())
+            run, data = self.store.run(self.study.runs[name]), data_of(self.study, SPLITS[metric])
+            self.store.log(run.info.run_id, [(metric, number, 0)], milliseconds(), model_of(run), data)
 
     def close_study(self, study: StudyRecord, state: str, report_folder: Path | None) -> None:
         """Ends the study's run, and those of trials still running; `state` is `complete` or `interrupted`."""
@@ -170,8 +171,9 @@ class Tracker:
         for record in self._records():
             if record.adapter is not None and (run_id := self.study.runs.get(record.name)):
                 run = self.store.run(run_id)
-                if not (run.outputs and run.outputs.model_outputs):
-                    TrialRun(self.store, self.study, record, True, run).add_adapter(record)
+                known = TrialRun(self.store, self.study, record, True, run)
+                if model := model_of(run) or known.add_adapter(record):
+                    known.tell_model(model, record)
 
     @_if_reachable
     def _open_run(self) -> None:

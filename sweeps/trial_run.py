@@ -3,16 +3,18 @@
 import json
 import math
 from datetime import datetime
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_core.records import StudyRecord, TrialRecord
 from lora_core.trial import TrialSpec
 from sweeps.run_values import (
     OBJECTIVE,
+    SPLITS,
     STATUSES,
     Point,
     curve_points,
+    data_of,
     end_tags,
     keeps_all,
     params,
@@ -93,8 +95,11 @@ class TrialRun:
         points = single_points(record)
         # They come all at once, so one tells of all. The objective has come before, as a curve's first.
         if not self._told({key for key, *_ in points} - {OBJECTIVE}):
-            self.store.log(self.run_id, points, at, model)
+            self.store.log(self.run_id, [point for point in points if point[0] not in SPLITS], at, model)
+            self.store.log(self.run_id, [point for point in points if point[0] in SPLITS], at)
         self.store.log(self.run_id, self._held, at)
+        if model is not None:
+            self.tell_model(model, record)
         if self.known:
             self.store.untag(self.known, "sweep.reason")
         ended = None if self.began is None else max(_moment(record.ended) or 0, self._created)
@@ -125,20 +130,31 @@ class TrialRun:
         self.store.add_folder(self.run_id, Path(record.adapter), "adapters")
         if record.state != "complete":
             return None
-        if self.known and self.known.outputs and self.known.outputs.model_outputs:
-            return self.known.outputs.model_outputs[0].model_id
+        if self.known and (model := model_of(self.known)):
+            return model
         name = record.name if self.study.kind == "train" else f"{self.study.study}-{record.name}"
         tags = {"sweep.study": self.study.study, "sweep.role": record.role, "adapter": record.adapter}
         return self.store.add_model(self.run_id, name, tags, params(record), record.best_step or record.step)
 
+    def tell_model(self, model: str, record: TrialRecord) -> None:
+        """The losses of an adapter, each over its own rows: that of its checkpoint, and that on the test set."""
+        for metric, split in SPLITS.items():
+            step = record.best_step if metric == "val_loss" else 0
+            if step is not None and self.study.data:
+                self.store.log_model(self.run_id, model, metric, step, data_of(self.study, split))
+
+
+def model_of(run: "Run") -> str | None:
+    """The id of the model that the run has made."""
+    return run.outputs.model_outputs[0].model_id if run.outputs and run.outputs.model_outputs else None
+
 
 def add_data(store: Store, run_id: str, study: StudyRecord) -> None:
-    """Names the study's data as the input of a run."""
+    """Names the study's data as the inputs of a run."""
     if study.data:
-        path = study.data["path"]
-        name = PurePath(path.rpartition(":")[2]).name or "data"
         profile = json.dumps({"rows": study.data["rows"], "tokens": study.data["tokens"]})
-        store.add_data(run_id, name, study.data["fingerprint"], json.dumps({"uri": path}), profile)
+        data = {split: data_of(study, split) for split, count in study.data["rows"].items() if count}
+        store.add_data(run_id, data, json.dumps({"uri": study.data["path"]}), profile)
 
 
 def _moment(iso: str | None) -> int | None:

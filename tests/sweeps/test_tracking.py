@@ -16,6 +16,7 @@ from lora_core.errors import UserError
 from lora_core.records import StudyRecord, TrialRecord, append_metrics, load_trial, save_study, save_trial
 from lora_core.trial import TrialSpec
 from sweeps.tracking import Tracker
+from sweeps.trial_run import model_of
 
 if TYPE_CHECKING:  # `sweeps` decides how mlflow is imported
     from mlflow.entities import Run
@@ -77,8 +78,9 @@ class Sweep:
         (adapter / "adapters.safetensors").write_bytes(b"weights")
         values = {key: value for key, value in asdict(spec).items() if key != "folder"}
         metrics = {"tokens_per_second": 90.0, "scale_ratio": 2.5, "best_val_loss": min(losses[1:] or losses)}
+        best_step = 10 * losses.index(metrics["best_val_loss"])
         record = TrialRecord(
-            **values, state=state, reason=reason, metrics=metrics, step=10 * len(losses),
+            **values, state=state, reason=reason, metrics=metrics, step=10 * len(losses), best_step=best_step,
             adapter=str(adapter), started="2026-01-01T00:00:00+00:00", ended="2026-01-01T00:01:00+00:00",
         )  # fmt: skip
         save_trial(Path(spec.folder), record)
@@ -92,6 +94,13 @@ class Sweep:
         run = self.mlflow_run(name)
         points = self.tracker.store.client.get_metric_history(run.info.run_id, metric)
         return [(point.step, point.value) for point in points]
+
+    def model_losses(self, name: str) -> list[tuple[str, float, int, str]]:
+        """What the Models tab shows of a trial's adapter by the data it is over."""
+        model_id = model_of(self.mlflow_run(name))
+        assert model_id is not None
+        metrics = self.tracker.store.client.get_logged_model(model_id).metrics or []
+        return sorted((m.key, m.value, m.step, m.dataset_name) for m in metrics if m.dataset_name)
 
     def children(self) -> "list[Run]":
         return self.tracker.store.children(self.record.tracking["run_id"])
@@ -171,6 +180,49 @@ def test_files_data_and_model(sweep: Sweep) -> None:
     model = client.get_logged_model(run.outputs.model_outputs[0].model_id)
     assert model.name == "my-study-trial-0000"
     assert {metric.key: metric.value for metric in model.metrics or []}["best_val_loss"] == 2.0
+
+
+VALID, TEST = ("val_loss", 2.0, 10, "demo-valid"), ("test_loss", 2.25, 0, "demo-test")
+
+
+def score(sweep: Sweep, name: str) -> None:
+    """As a search does: on disk, and told."""
+    record = load_trial(sweep.folder / name)
+    record.metrics["test_loss"] = TEST[1]
+    save_trial(sweep.folder / name, record)
+    sweep.tracker.log_number(name, "test_loss", TEST[1])
+
+
+def test_a_model_has_each_loss_over_its_own_rows_once(sweep: Sweep) -> None:
+    sweep.run(sweep.spec("trial-0000"), [3.0, 2.0, 2.5])
+    assert sweep.model_losses("trial-0000") == [VALID]
+    score(sweep, "trial-0000")
+    for _ in range(2):
+        assert sweep.model_losses("trial-0000") == [TEST, VALID]
+        assert sweep.history("trial-0000", "val_loss") == [(0, 3.0), (10, 2.0), (20, 2.5)]
+        assert sweep.history("trial-0000", "test_loss") == [(0, 2.25)]
+        sweep.open()
+
+
+def test_a_model_that_was_missed_gets_its_losses_later(sweep: Sweep) -> None:
+    sweep.tracker.problem = "MLflow is away"
+    sweep.run(sweep.spec("trial-0000"), [3.0, 2.0, 2.5])
+    score(sweep, "trial-0000")
+    for _ in range(2):
+        sweep.open()
+        assert sweep.model_losses("trial-0000") == [TEST, VALID]
+        assert sweep.history("trial-0000", "val_loss") == [(0, 3.0), (10, 2.0), (20, 2.5)]
+
+
+def test_a_model_that_is_added_at_the_end_gets_its_losses_too(sweep: Sweep) -> None:
+    sweep.record.config["tracking"] = {"keep": "1"}
+    sweep.run(sweep.spec("trial-0000"), [3.0, 2.0, 2.5])
+    score(sweep, "trial-0000")
+    assert model_of(sweep.mlflow_run("trial-0000")) is None
+    for _ in range(2):
+        sweep.tracker.close_study(sweep.record, "complete", None)
+        assert sweep.model_losses("trial-0000") == [TEST, VALID]
+        assert sweep.history("trial-0000", "test_loss") == [(0, 2.25)]
 
 
 def test_the_study_run(sweep: Sweep, tmp_path: Path) -> None:
