@@ -281,6 +281,14 @@ def packable(sites: Sequence[Site]) -> bool:
     return not any(isinstance(site.module, ExpertLora) for site in sites)
 
 
+def alone(site: Site, weights: Weights, multiplier: float) -> Active:
+    """What a single trial has learned of a layer, for the layer to carry; nothing is dropped."""
+    a, b, *magnitude = (array[None] for array in weights)
+    b = multiplier * b
+    gain = magnitude[0] / site.module.lengths(a, b) if magnitude else None
+    return Active(a, b, None, None, False, gain)
+
+
 @contextmanager
 def activated(sites: Sequence[Site], actives: Sequence[Active]) -> Iterator[None]:
     """The given layers carry the given adapters inside the `with`, and after it what they had before."""

@@ -1,5 +1,7 @@
 """Answers of a base model to prompts, with an adapter or without."""
 
+from collections.abc import Sequence
+
 from mlx_lm import generate
 from mlx_lm.tuner.utils import load_adapters
 
@@ -13,8 +15,13 @@ def answers(base: Base, adapter: str | None, prompts: list[str], max_tokens: int
     if adapter is not None:
         check_base(read(adapter).config, base.info.fingerprint, adapter)
         load_adapters(base.model, adapter)
+    return continuations(base, [_tokens(base, each) for each in prompts], max_tokens)
+
+
+def continuations(base: Base, prompts: Sequence[str | list[int]], max_tokens: int) -> list[str]:
+    """The likeliest one of each prompt, by the model as it is."""
     base.model.eval()  # no dropout
-    return [generate(base.model, base.tokenizer, _tokens(base, each), max_tokens=max_tokens) for each in prompts]
+    return [generate(base.model, base.tokenizer, prompt, max_tokens=max_tokens) for prompt in prompts]
 
 
 def _tokens(base: Base, prompt: str) -> str | list[int]:

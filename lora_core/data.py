@@ -7,12 +7,13 @@ from typing import Any
 from lora_core.config import DataConfig
 from lora_core.data_sources import SPLITS, read_data
 from lora_core.data_tokens import Row, Tokeniser
+from lora_core.samples import Sample, samples
 
 
 @dataclass
 class Dataset:
     """Tokenised splits. `fingerprint`: 16 hex digits of the tokens and of what counts, wherever the data
-    lies. `notes`: one line each, of what was split, cut or left out."""
+    lies. `notes`: one line each, of what was split, cut or left out. `samples`: rows to show answers to."""
 
     path: str
     train: list[Row]
@@ -20,6 +21,7 @@ class Dataset:
     test: list[Row] | None
     fingerprint: str
     notes: list[str] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
 
 
 def load_data(config: DataConfig, tokenizer: Any, max_seq_length: int, seed: int) -> Dataset:
@@ -33,7 +35,8 @@ def load_data(config: DataConfig, tokenizer: Any, max_seq_length: int, seed: int
     tokeniser = Tokeniser(tokenizer, config.mask_prompt is not False, max_seq_length)
     rows = {name: tokeniser.rows(examples) for name, examples in splits.items()}
     notes += tokeniser.notes() + _overlaps(rows)
-    return Dataset(config.path, rows["train"], rows["valid"], rows.get("test"), _fingerprint(rows), notes)
+    fingerprint, asked = _fingerprint(rows), samples(splits, tokenizer)
+    return Dataset(config.path, rows["train"], rows["valid"], rows.get("test"), fingerprint, notes, asked)
 
 
 def _overlaps(rows: dict[str, list[Row]]) -> list[str]:

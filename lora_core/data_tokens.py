@@ -44,7 +44,7 @@ class Tokeniser:
         return rows
 
     def _row(self, example: Example) -> Row | None:
-        tokens, start = self._tokens(example)
+        tokens, start = self.tokens(example)
         counts = np.arange(len(tokens)) >= max(start, 1)
         if len(tokens) > self.max_length and counts.any():
             self._note_cut(example, len(tokens), max(start, 1))
@@ -64,8 +64,8 @@ class Tokeniser:
         self.cut.append(example.where)
         self.longest = max(self.longest, length)
 
-    def _tokens(self, example: Example) -> tuple[list[int], int]:
-        """All tokens of the row, and how many of them are prompt."""
+    def tokens(self, example: Example) -> tuple[list[int], int]:
+        """All tokens of the row, and how many of them are prompt: none where that counts in the loss too."""
         if example.kind == ("text",):
             return self._with_end(self.tokenizer.encode(example.values["text"])), 0
         if self.tokenizer.has_chat_template:
@@ -73,7 +73,7 @@ class Tokeniser:
         return self._plain(example)
 
     def _chat(self, example: Example) -> tuple[list[int], int]:
-        messages, tools = _messages(example), example.values.get("tools")
+        messages, tools = messages_of(example), example.values.get("tools")
         if not self.mask:
             return self._templated(example, messages, tools), 0
         last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
@@ -122,7 +122,7 @@ class Tokeniser:
         return notes
 
 
-def _messages(example: Example) -> list[dict[str, Any]]:
+def messages_of(example: Example) -> list[dict[str, Any]]:
     if example.kind == ("messages",):
         return example.values["messages"]
     prompt, completion = example.values["prompt"], example.values["completion"]

@@ -6,8 +6,9 @@ A trial's result depends on its own configuration alone: its step i uses batch i
 
 import math
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy as np
 from lora_core import adapters, backend, checkpoint, full
 from lora_core.adapter_files import adapter_config, load_adapter, named
 from lora_core.adapter_folder import save_adapter
+from lora_core.answers import continuations
 from lora_core.batches import Batch, order, steps_for
 from lora_core.config import LoraParameters, TrainConfig, check
 from lora_core.data import Dataset
@@ -36,6 +38,7 @@ from lora_core.pack import Pack
 from lora_core.prefix import PrefixCache
 from lora_core.records import ADAPTER, remove_checkpoint
 from lora_core.resume import Start, refitted, refitted_full
+from lora_core.samples import ANSWER_TOKENS, Answer
 from lora_core.slot import Slot, Stopwatch, adapts
 from lora_core.split import Split, Whole, choose_split
 from lora_core.stacks import State
@@ -211,12 +214,12 @@ class Engine:
 
     def fuse(self, adapter_folder: Path, config: TrainConfig, folder: Path) -> float:
         """Merges a saved adapter into the base model and writes it to `folder`; returns the error of `fuse`."""
-        blocks, learned = self.split.blocks, self._load(str(adapter_folder), config)
+        blocks = self.split.blocks
         if config.train_type == "full":
-            with full.carrying(self._weights(config), [weight for (weight,) in learned.values()]):
+            with self._carrying(str(adapter_folder), config):
                 write_model(folder, self.base, blocks)
             return 0.0  # it is what was evaluated, to the bit
-        multiplier = config.lora_parameters.multiplier
+        learned, multiplier = self._load(str(adapter_folder), config), config.lora_parameters.multiplier
         return fuse(folder, self.base, blocks, self._sites(config), list(learned.values()), multiplier)
 
     def requantise(self, folder: Path, quantization: str, config: TrainConfig) -> tuple[float, float]:
@@ -237,6 +240,27 @@ class Engine:
             return self._mean_losses([slot], pack, feed, split)[0]
         finally:
             pack.remove(slot)
+
+    def answers(self, config: TrainConfig, adapter_folder: Path | None) -> list[Answer]:
+        """Answers to the samples of the data, with a saved adapter of this configuration or, where there is none, of
+        the base model. Raises UserError if the adapter cannot be loaded."""
+        samples = self.data.samples
+        with nullcontext() if adapter_folder is None else self._carrying(str(adapter_folder), config):
+            found = continuations(self.base, [sample.tokens for sample in samples], ANSWER_TOKENS)
+        return [Answer(s.prompt, s.expected, text.strip()) for s, text in zip(samples, found, strict=True)]
+
+    @contextmanager
+    def _carrying(self, adapter_folder: str, config: TrainConfig) -> Iterator[None]:
+        """Inside the `with` the model is what a saved adapter makes of it."""
+        learned = self._load(adapter_folder, config)
+        if config.train_type == "full":
+            with full.carrying(self._weights(config), [weight for (weight,) in learned.values()]):
+                yield
+            return
+        sites, multiplier = self._sites(config), config.lora_parameters.multiplier
+        actives = [adapters.alone(site, learned[site.index], multiplier) for site in sites]
+        with adapters.activated(sites, actives):
+            yield
 
     def _split(self) -> Split | Whole:
         split, note = choose_split(self.base.model)

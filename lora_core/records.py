@@ -5,6 +5,7 @@
     <output_dir>/<study>/default/     trial.json, metrics.jsonl, adapters/  (role default)
     <output_dir>/<study>/trial-0007/  trial.json, metrics.jsonl, adapters/  (role trial)
     <output_dir>/<study>/confirm-0007-1/  the same of its first repeat      (role confirm)
+    <output_dir>/<study>/samples.json     what some of them answer to a few prompts; see reports.samples
 
 A row of `metrics.jsonl` is one evaluation: `step`, `val_loss`, and after step 0 `train_loss` (mean since the last
 row), `learning_rate`, `tokens_per_second`, `seconds` (training seconds so far). Losses are nats per token. JSON has no

@@ -62,6 +62,7 @@ FIGURES = {
     "slices": slices,
     "tradeoffs": lambda content: content.tradeoffs.caption,
     "curves": learning,
+    "noise": lambda content: content.noise.caption,
     "adapter": lambda content: content.adapter.caption,
 }
 

@@ -4,7 +4,20 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from reports import adapter, answer, curves, health, heatmap, importance, reproduce, slices, tables, tradeoffs
+from reports import (
+    adapter,
+    answer,
+    curves,
+    health,
+    heatmap,
+    importance,
+    noise,
+    reproduce,
+    samples,
+    slices,
+    tables,
+    tradeoffs,
+)
 from reports.heatmap import Heatmap
 from reports.panels import Panel
 from reports.study import Study, searched_keys, short_names
@@ -29,7 +42,9 @@ class Content:
     rate_map: Heatmap
     tradeoffs: tradeoffs.Tradeoffs
     curves: curves.Curves
+    noise: noise.Noise
     adapter: adapter.AdapterFacts
+    samples: samples.Samples
     failures: list[tables.Failure]
     reproduce: reproduce.Reproduce
 
@@ -45,6 +60,8 @@ class Content:
             found["parallel"] = slices.parallel(self.slices, self.names, winner)
         if not self.tradeoffs.why_not:
             found["tradeoffs"] = tradeoffs.panels(self.tradeoffs, winner)
+        if not self.noise.why_not:
+            found["noise"] = noise.panels(self.noise)
         return found
 
     def to_json(self) -> dict[str, Any]:
@@ -69,7 +86,9 @@ def compute(study: Study) -> Content:
         heatmap.compute(study, heatmap.RATE),
         tradeoffs.compute(study),
         curves.curves(study),
+        noise.compute(study),
         adapter.compute(study),
+        samples.load(study.folder),
         tables.failures(study),
         reproduce.reproduce(study.record),
     )

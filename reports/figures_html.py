@@ -12,13 +12,12 @@ from reports.content import Content
 from reports.curves import Curve, Curves, History
 from reports.heatmap import DARK_BELOW, Cell, Heatmap
 from reports.importance import Importance
+from reports.panels import DASHES
 from reports.panels_html import figures as panel_figures
 from reports.panels_html import plain_layout
-from reports.wording import loss
+from reports.wording import LABELS, loss
 
 Figure = dict[str, Any]
-LABELS = {"base": "base model", "default": "default settings"}
-DASHES = {"base": "dash", "default": "dot"}
 
 
 def figures(content: Content) -> dict[str, Figure]:

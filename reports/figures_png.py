@@ -12,11 +12,9 @@ from reports.content import Content
 from reports.curves import Curve
 from reports.heatmap import DARK_BELOW, Heatmap
 from reports.palette import LIGHT
-from reports.panels_png import grid, plain_axes, png
-from reports.wording import loss
-
-LABELS = {"base": "base model", "default": "default settings"}
-DASHES = {"base": "--", "default": ":"}
+from reports.panels import DASHES
+from reports.panels_png import STYLES, grid, plain_axes, png
+from reports.wording import LABELS, loss
 
 
 def figures(content: Content) -> dict[str, bytes]:
@@ -63,7 +61,7 @@ def _history(axes: Axes, content: Content) -> None:
         best = list(zip(*shown.best, strict=True))
         axes.step(*best, where="post", color=LIGHT["best"], linewidth=2.2, label="best so far")
     for kind, level in shown.references.items():
-        axes.axhline(level, color=LIGHT[kind], linestyle=DASHES[kind], linewidth=1.3, label=LABELS[kind])
+        axes.axhline(level, color=LIGHT[kind], linestyle=STYLES[DASHES[kind]], linewidth=1.3, label=LABELS[kind])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _finish(axes, "trial number", "best_val_loss (nats per token)", shown.frame)
 
@@ -119,14 +117,16 @@ def _curves(axes: Axes, content: Content) -> None:
     for line in sorted(found.lines, key=lambda line: ("trial", "default", "best").index(line.kind)):
         _curve(axes, line)
     if found.base is not None:
-        axes.axhline(found.base, color=LIGHT["base"], linestyle=DASHES["base"], linewidth=1.3, label=LABELS["base"])
+        axes.axhline(
+            found.base, color=LIGHT["base"], linestyle=STYLES[DASHES["base"]], linewidth=1.3, label=LABELS["base"]
+        )
     _finish(axes, "optimizer step", "validation loss (nats per token)", found.frame)
 
 
 def _curve(axes: Axes, line: Curve) -> None:
     width = {"best": 2.4, "default": 1.8}.get(line.kind, 0.9)
     label = {"best": f"best: {line.name}", "default": LABELS["default"]}.get(line.kind)
-    style = DASHES.get(line.kind, "-")
+    style = STYLES[DASHES.get(line.kind, "solid")]
     colour = LIGHT[line.kind]
     axes.plot(line.steps, line.losses, color=colour, linewidth=width, linestyle=style, label=label)
     if line.state == "pruned":

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 class Series:
     """`colour`: a name of the palette. `line`: joined by one, where a None leaves a gap; with
     `step` it stays level until the next point. `labels`: of the points, for
-    who points at them."""
+    who points at them. `dash`: solid, dash or dot."""
 
     name: str
     x: list[float | None]
@@ -18,6 +18,7 @@ class Series:
     line: float = 0.0  # its width
     step: bool = False
     labels: list[str] = field(default_factory=list)
+    dash: str = "solid"
 
 
 @dataclass
@@ -34,4 +35,5 @@ class Panel:
 
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "pentagon", "star")
+DASHES = {"base": "dash", "default": "dot"}  # of the lines of the rows that are no trials
 COLOURS = tuple(f"group{i}" for i in range(len(SYMBOLS)))

@@ -21,9 +21,11 @@ def _figure(panel: Panel) -> Figure:
         texts = [escape(text).replace("\n", "<br>") for text in panel.ticks.values()]
         layout["xaxis"] |= {"tickvals": list(panel.ticks), "ticktext": texts}
         layout["xaxis"] |= {"range": [min(panel.ticks) - 0.4, max(panel.ticks) + 0.4]}
+        layout["xaxis"]["showgrid"] = panel.hide_y
     if panel.hide_y:
         layout["yaxis"] |= {"showticklabels": False, "showgrid": False}
-    return {"data": [_trace(series) for series in panel.series if series.x], "layout": layout}
+    hover = "%{text}" if panel.hide_y else "%{text}<br>%{y:.4f}" if panel.ticks else "%{text}<br>%{x:.4g}: %{y:.4f}"
+    return {"data": [_trace(series, hover) for series in panel.series if series.x], "layout": layout}
 
 
 def _form(panel: Panel) -> str:
@@ -32,13 +34,14 @@ def _form(panel: Panel) -> str:
     return "~s" if highest >= 1e4 else ".0e" if highest < 0.01 else "~g"
 
 
-def _trace(series: Series) -> Figure:
+def _trace(series: Series, hover: str) -> Figure:
+    shape = {"shape": "hv" if series.step else "linear", "dash": series.dash}
     modes = [*(["lines"] if series.line else []), *(["markers"] if series.symbol else [])]
     return {
         "type": "scatter", "mode": "+".join(modes), "name": escape(series.name), "showlegend": bool(series.name),
         "x": series.x, "y": series.y, "text": [escape(label) for label in series.labels],
-        "hovertemplate": "%{text}<br>%{x:.4g}: %{y:.4f}<extra></extra>",
-        "line": {"color": f"var(--{series.colour})", "width": series.line, "shape": "hv" if series.step else "linear"},
+        "hovertemplate": f"{hover}<extra></extra>",
+        "line": {"color": f"var(--{series.colour})", "width": series.line} | shape,
         "marker": {"symbol": series.symbol, "size": series.size, "color": f"var(--{series.colour})"},
     }  # fmt: skip
 

@@ -13,6 +13,7 @@ MARKS = {
     "circle": "o", "square": "s", "diamond": "D", "triangle-up": "^", "cross": "P", "triangle-down": "v",
     "pentagon": "p", "star": "*",
 }  # fmt: skip
+STYLES = {"solid": "-", "dash": "--", "dot": ":"}
 
 
 def grid(panels: list[Panel]) -> bytes:
@@ -63,7 +64,7 @@ def _draw(axes: Axes, panel: Panel) -> None:
 def _series(axes: Axes, series: Series) -> None:
     # matplotlib wants NaN where a line has a gap.
     x, y = ([float("nan") if each is None else each for each in values] for values in (series.x, series.y))
-    style, drawn = "-" if series.line else "none", "steps-post" if series.step else "default"
+    style, drawn = STYLES[series.dash] if series.line else "none", "steps-post" if series.step else "default"
     axes.plot(
         x, y, color=LIGHT[series.colour], linestyle=style, drawstyle=drawn, linewidth=series.line,
         marker=MARKS.get(series.symbol or ""), markersize=series.size * 0.7, label=series.name or None,

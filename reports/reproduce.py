@@ -1,19 +1,22 @@
 """How to do it again: commands, space, seeds, fingerprints, versions."""
 
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 from lora_core.config import TrainConfig
 from lora_core.records import StudyRecord
-from reports.wording import amount, plural, setting
+from reports.wording import amount, listed, plural, setting
 
 RESUMED = "Resumed with other versions: "  # how a study's note on that begins
 
 
 @dataclass
 class Reproduce:
-    """`facts` and `environment`: what → how it was, as text, in reading order."""
+    """`subject`: what was trained on what, in a line. `facts` and `environment`: what → how it was, as text, in reading
+    order."""
 
+    subject: str
     command: str
     resume_command: str
     space: list[str]
@@ -26,6 +29,7 @@ class Reproduce:
 def reproduce(record: StudyRecord) -> Reproduce:
     facts = {**_search(record), **_model(record.model), **_data(record.data), **_stored(record)}
     return Reproduce(
+        _subject(record),
         record.command,
         record.resume_command,
         record.space or [f"{axis.get('key')}: {axis.get('kind')}" for axis in record.axes],
@@ -34,6 +38,18 @@ def reproduce(record: StudyRecord) -> Reproduce:
         flat(record.environment),
         record.notes,
     )
+
+
+def _subject(record: StudyRecord) -> str:
+    data = record.data
+    rows = listed([f"{count:,} {split}" for split, count in (data.get("rows") or {}).items() if count])
+    told = f"{_last(record.model)} on {_last(data)}" + (f" ({rows} rows)" if rows else "")
+    return f"{told}, {record.created[:10]}" if record.created else told
+
+
+def _last(known: dict[str, Any]) -> str:
+    """The last part of the path of a model, or of data."""
+    return PurePath(str(known.get("path") or "?")).name
 
 
 def changed(config: dict[str, Any]) -> dict[str, str]:

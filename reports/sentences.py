@@ -2,8 +2,9 @@
 
 from reports.answer import MARGIN, Answer, Gain
 from reports.health import Health
+from reports.samples import Samples
 from reports.seeds import RULE, Lead, Seeds
-from reports.wording import listed, loss, percent, plural, ppl
+from reports.wording import NOTHING, listed, loss, percent, plural, ppl
 
 OVER = {"base": "the base model", "default": "the default settings"}
 
@@ -100,8 +101,14 @@ def verdict(lead: Lead) -> str:
     """Whether a lead is more than noise, and by which numbers."""
     if lead.t is None or lead.needed is None:
         return "with a single loss nobody can tell whether that is noise"
-    judged = "larger than the noise" if lead.beyond_noise else "within the noise"
-    return f"{judged} (t = {lead.t:.2f}, {lead.needed:.2f} needed; {RULE})"
+    return f"{judged(lead)} (t = {lead.t:.2f}, {lead.needed:.2f} needed; {RULE})"
+
+
+def judged(lead: Lead | None) -> str:
+    """The same in as few words as a table has room for."""
+    if lead is None or lead.beyond_noise is None:
+        return NOTHING
+    return "larger than the noise" if lead.beyond_noise else "within the noise"
 
 
 def _cheapest(answer: Answer) -> list[str]:
@@ -112,6 +119,15 @@ def _cheapest(answer: Answer) -> list[str]:
     within = "within the noise" if answer.finalists else f"within {percent(100 * MARGIN)} of its loss"
     size = f"{found.trainable_params:,.0f} trainable parameters, against {found.winners_params:,.0f}"
     return [f"The smallest {within} is {found.name}: {size}, and a loss higher by {loss(found.behind)}."]
+
+
+def samples(found: Samples) -> str:
+    """How the answers were made, and how many are as expected."""
+    right = [f"{found.right(name)} of {OVER.get(name, name)}" for name in found.adapters]
+    return (
+        f"The likeliest continuations of {plural(len(found.rows), 'prompt')} from rows held back from training, "
+        f"up to {plural(found.max_tokens, 'token')}. As expected (✓): {listed(right)}."
+    )
 
 
 def test_set(answer: Answer) -> str:

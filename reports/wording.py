@@ -5,6 +5,7 @@ import os
 from typing import Any
 
 NOTHING = "–"
+LABELS = {"base": "base model", "default": "default settings"}  # the rows that are no trials
 
 
 def typed(command: str) -> str:

@@ -108,7 +108,7 @@ class Child:
             self.process.wait()
         self.log.close()
 
-    def send(self, message: Go | Fuse | protocol.Score | Setup | Measure | Ask) -> None:
+    def send(self, message: Go | Fuse | protocol.Score | protocol.Sample | Setup | Measure | Ask) -> None:
         try:
             self.channel.send(message)
         except BrokenPipeError:
@@ -193,6 +193,13 @@ class Worker(Child):
         self.send(protocol.Score(adapter, config))
         message = self._receive()
         assert isinstance(message, protocol.Scored)
+        return message
+
+    def sample(self, adapter: str | None, config: dict[str, Any]) -> protocol.Sampled:
+        """Has the samples of the data answered with an adapter, or without any."""
+        self.send(protocol.Sample(adapter, config))
+        message = self._receive()
+        assert isinstance(message, protocol.Sampled)
         return message
 
 

@@ -12,6 +12,7 @@ from sweeps.config import SweepConfig
 from sweeps.display import Display
 from sweeps.keep import drop_adapters
 from sweeps.protocol import Fused
+from sweeps.sampling import sample
 from sweeps.scoring import score
 from sweeps.study_folder import write_log
 from sweeps.telling import Teller
@@ -55,6 +56,16 @@ class Closing:
                 problems = score(worker, self.folder, tracker)
         except WorkerDied as death:
             problems = [f"The test set was not scored: {write_log(self.folder, death)}"]
+        for problem in problems:
+            self.note(problem)
+
+    def sample(self, worker: Worker) -> None:
+        """Has a few rows answered, for the report."""
+        try:
+            with self.display.doing("Answering samples"):
+                problems = sample(worker, self.folder)
+        except WorkerDied as death:
+            problems = [f"The samples were not answered: {write_log(self.folder, death)}"]
         for problem in problems:
             self.note(problem)
 

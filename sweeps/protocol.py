@@ -8,7 +8,7 @@ The conversation is strict, so that a search with one worker and fixed slots can
     worker  Probe
     parent  Go(start=[...])          → the worker fills its slots
     worker  Report(evaluated, ended) → and waits: nothing is trained until the parent answers
-    parent  Go(start, stop) | Score | Fuse | (closes the pipe)
+    parent  Go(start, stop) | Score | Sample | Fuse | (closes the pipe)
 
 `Progress` is the worker's only message that wants no answer. A worker that is to answer prompts trains nothing:
 
@@ -22,6 +22,7 @@ from typing import IO, Any, get_args, get_origin, get_type_hints
 
 from lora_core.measured import Probe
 from lora_core.records import DataInfo, ModelInfo
+from lora_core.samples import Answer
 from lora_core.trial import Ended, Evaluated, TrialSpec
 
 NOTEWORTHY = 1e-3  # a smaller share of ΔW lost in merging is not spoken of
@@ -137,6 +138,22 @@ class Scored:
 
 
 @dataclass
+class Sample:
+    """Answer the samples of the data with a saved adapter of this configuration; null: with the base model alone."""
+
+    adapter: str | None
+    config: dict[str, Any]
+
+
+@dataclass
+class Sampled:
+    """`answers` is empty if it could not be done, for the reason given, or if there are no samples."""
+
+    answers: list[Answer]
+    reason: str | None = None
+
+
+@dataclass
 class Ask:
     """Answer these prompts with the base model of a study (its ModelInfo), and with each of these adapters; null: with
     the base model alone."""
@@ -164,7 +181,22 @@ class Fault:
 
 
 Message = (
-    Setup | Ready | Measure | Probe | Go | Report | Progress | Fuse | Fused | Score | Scored | Ask | Answered | Fault
+    Setup
+    | Ready
+    | Measure
+    | Probe
+    | Go
+    | Report
+    | Progress
+    | Fuse
+    | Fused
+    | Score
+    | Scored
+    | Sample
+    | Sampled
+    | Ask
+    | Answered
+    | Fault
 )
 _MESSAGES = {cls.__name__: cls for cls in get_args(Message)}
 

@@ -33,12 +33,18 @@ def due(study: Study) -> list[TrialRecord]:
 
 def _score(worker: Worker, study: Study, trial: TrialRecord) -> str | None:
     """Why it could not be done; None if it was."""
+    adapter, reason = usable_adapter(study, trial)
+    return reason or score_trial(worker, study.folder / trial.name, trial, adapter)
+
+
+def usable_adapter(study: Study, trial: TrialRecord) -> tuple[str | None, str | None]:
+    """The folder of the trial's adapter, which the base model has none of, or why it is not to be used."""
     adapter = adapter_folder(study, trial)
-    if adapter is None and trial.role != "base":
-        return "it has no adapter"
-    if adapter is not None and (damage := adapter_damage(trial, Path(adapter))):
-        return damage
-    return score_trial(worker, study.folder / trial.name, trial, adapter)
+    if trial.role == "base":
+        return None, None
+    if adapter is None:
+        return None, "it has no adapter"
+    return adapter, adapter_damage(trial, Path(adapter))
 
 
 def score_trial(worker: Worker, folder: Path, trial: TrialRecord, adapter: str | None) -> str | None:

@@ -288,6 +288,7 @@ class Search:
         closing = Closing(self.job.config, self.record, self.folder, self.display, self._note)
         closing.fuse_winner(worker)
         closing.score(worker, self.tracker)
+        closing.sample(worker)
         closing.drop_adapters()
         self.record.ended = now()
         self._save("complete")

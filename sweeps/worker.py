@@ -31,6 +31,8 @@ from sweeps.protocol import (
     Progress,
     Ready,
     Report,
+    Sample,
+    Sampled,
     Score,
     Scored,
     Setup,
@@ -110,6 +112,8 @@ def _converse(engine: Any, channel: Channel) -> None:
             channel.send(_fuse(engine, message))
         elif isinstance(message, Score):
             channel.send(_score(engine, message))
+        elif isinstance(message, Sample):
+            channel.send(_sample(engine, message))
         elif isinstance(message, Measure):
             channel.send(_measure(engine, message))
         else:
@@ -192,6 +196,14 @@ def _score(engine: Any, message: Score) -> Scored:
         return Scored(engine.score(TrainConfig.from_dict(message.config), adapter))
     except (UserError, OSError) as error:
         return Scored(None, first_line(error))
+
+
+def _sample(engine: Any, message: Sample) -> Sampled:
+    adapter = None if message.adapter is None else Path(message.adapter)
+    try:
+        return Sampled(engine.answers(TrainConfig.from_dict(message.config), adapter))
+    except (UserError, OSError) as error:
+        return Sampled([], first_line(error))
 
 
 def _train(engine: Any, go: Go, channel: Channel) -> None:

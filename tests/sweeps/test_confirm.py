@@ -9,7 +9,7 @@ import optuna
 import pytest
 
 from lora_core.records import load_metrics, save_trial
-from reports import answer, sentences
+from reports import answer, samples, sentences
 from reports.study import Study, load
 from sweeps import confirm
 from sweeps.cli import main
@@ -91,6 +91,14 @@ def test_the_answer_is_that_of_the_records(confirmed: Place) -> None:
     assert found.winner.loss == min(each.mean for each in found.finalists)
     assert found.adapter == confirmed.trial(found.winner.name).adapter
     assert len(found.leads) == 1 and found.leads[0].beyond_noise is not None
+
+
+def test_samples_are_answered_by_those_that_are_compared(confirmed: Place) -> None:
+    found, winner = samples.load(confirmed.folder()), study(confirmed).winner
+    assert winner is not None and list(found.adapters) == ["base", "default", winner.name]
+    assert [(row.prompt, row.expected) for row in found.rows] == [(f"{2000 + i}+1=", f"{2001 + i}.") for i in range(3)]
+    answers = [[row.answers[name] for row in found.rows] for name in found.adapters]
+    assert all(answers[0]) and answers[0] != answers[2]
 
 
 def test_mlflow_shows_them(confirmed: Place) -> None:

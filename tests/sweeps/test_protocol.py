@@ -9,6 +9,7 @@ import pytest
 from lora_core.config import TrainConfig
 from lora_core.measured import Measured, Probe
 from lora_core.records import DataInfo, ModelInfo
+from lora_core.samples import Answer
 from lora_core.trial import Ended, Evaluated, TrialSpec
 from sweeps.protocol import (
     Channel,
@@ -21,6 +22,8 @@ from sweeps.protocol import (
     Progress,
     Ready,
     Report,
+    Sample,
+    Sampled,
     Score,
     Scored,
     Setup,
@@ -50,6 +53,9 @@ SPEC = TrialSpec("trial-0007", "trial", CONFIG, "/out/ä b", 7, params={"lora_pa
         Score(None, CONFIG),
         Scored(0.1 + 0.2),
         Scored(None, "no such file"),
+        Sample(None, CONFIG),
+        Sampled([Answer("1+1=", "2", "two\nlines")]),
+        Sampled([], "no such file"),
         Fault("user", "two\nlines"),
     ],
 )

@@ -1,0 +1,62 @@
+"""A few rows that no trial was trained on, for a reader to see what a model answers to them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from lora_core.data_rows import Example, Examples
+from lora_core.data_tokens import Tokeniser, messages_of
+
+ROWS = 3
+AMONG = 50  # rows, in which so many different ones are looked for
+LONGEST_PROMPT = 256  # tokens; on a CPU a longer one takes seconds
+OPENING = 64  # tokens of a text that is to be continued, or half of it
+ANSWER_TOKENS = 48
+
+
+@dataclass(frozen=True)
+class Sample:
+    """`prompt` and what is expected to follow it, as one reads them; `tokens`: the prompt as a model gets it."""
+
+    prompt: str
+    expected: str
+    tokens: list[int]
+
+
+@dataclass
+class Answer:
+    """What a model made of a sample."""
+
+    prompt: str
+    expected: str
+    answer: str
+
+
+def samples(splits: Examples, tokenizer: Any) -> list[Sample]:
+    """The first rows with different prompts of the test set or, where there is none, of the validation rows."""
+    found: dict[str, Sample] = {}
+    for example in (splits.get("test") or splits["valid"])[:AMONG]:
+        sample = _sample(example, tokenizer)
+        if 0 < len(sample.tokens) <= LONGEST_PROMPT:
+            found.setdefault(sample.prompt, sample)
+        if len(found) == ROWS:
+            break
+    return list(found.values())
+
+
+def _sample(example: Example, tokenizer: Any) -> Sample:
+    tokens, start = Tokeniser(tokenizer, True, LONGEST_PROMPT).tokens(example)
+    is_text = example.kind == ("text",)
+    start = min(OPENING, len(tokens) // 2) if is_text else start
+    prompt = _text(tokens[:start], tokenizer) if is_text else _question(example)
+    return Sample(prompt, _text(tokens[start:][:ANSWER_TOKENS], tokenizer), tokens[:start])
+
+
+def _text(tokens: list[int], tokenizer: Any) -> str:
+    return tokenizer.decode(tokens, skip_special_tokens=True).strip()
+
+
+def _question(example: Example) -> str:
+    """What was said last before the answer."""
+    messages = messages_of(example)
+    last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
+    return (messages[last - 1]["content"] or "").strip() if last else ""

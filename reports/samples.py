@@ -1,0 +1,45 @@
+"""Sample answers: what base, default settings and winner make of a few rows that no trial was trained on.
+
+<study>/samples.json    {"max_tokens", "adapters": {name: sha256}, "rows": [{"prompt", "expected", "answers"}]}
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lora_core.records import from_dict
+
+FILE = "samples.json"
+
+
+@dataclass
+class Row:
+    """`answers`: by the name of the trial. A text of several lines keeps them."""
+
+    prompt: str
+    expected: str
+    answers: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Samples:
+    """`max_tokens`: of an answer. `adapters`: the trials that were asked, and the sha256 of what they answered with;
+    null: the base model."""
+
+    max_tokens: int = 0
+    adapters: dict[str, str | None] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+
+    def right(self, name: str) -> int:
+        """How many answers of a trial are just as expected."""
+        return sum(row.answers.get(name) == row.expected for row in self.rows)
+
+
+def load(folder: Path) -> Samples:
+    """Those of the study in `folder`; none where there are none, or where the file is not ours."""
+    try:
+        told: dict[str, Any] = json.loads((folder / FILE).read_text())
+        return Samples(told["max_tokens"], told["adapters"], [from_dict(Row, row) for row in told["rows"]])
+    except (OSError, ValueError, KeyError, TypeError):
+        return Samples()
