@@ -43,8 +43,7 @@ def reproduce(record: StudyRecord) -> Reproduce:
 def _subject(record: StudyRecord) -> str:
     data = record.data
     rows = listed([f"{count:,} {split}" for split, count in (data.get("rows") or {}).items() if count])
-    told = f"{_last(record.model)} on {_last(data)}" + (f" ({rows} rows)" if rows else "")
-    return f"{told}, {record.created[:10]}" if record.created else told
+    return f"{_last(record.model)} on {_last(data)}" + (f" ({rows} rows)" if rows else "")
 
 
 def _last(known: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from PIL import Image
 from playwright.sync_api import Browser
 
 import reports
@@ -10,16 +11,20 @@ from lora_core.records import load_study
 from tests.browser import chromium, open_page
 
 PICTURES = Path(reports.__file__).parent / "pictures"
-SHOWN = ("answer", "health", "importance", "curves", "tradeoffs")
+SHOWN = ("answer", "health", "importance", "curves", "adapter", "samples")
 # What fits a README: no paths of this machine, and the first figure of a section only.
-LEAVE_OUT = "nav, h3, h3 ~ figure, .answer .scroll, .command, .command ~ p, #health .soft"
+LEAVE_OUT = "nav, #importance h3, h3 ~ figure, .answer h3, .answer .scroll, .command, .command ~ p, #health .soft"
 
 
 def picture_report(browser: Browser, study: Path) -> None:
-    page = open_page(browser, reports.build(study).as_uri(), (1000, 800)).page
+    page = open_page(browser, reports.build(study.absolute()).as_uri(), (1000, 800)).page
     hidden = f"section:not({', '.join(f'#{name}' for name in SHOWN)}), {LEAVE_OUT}"
     page.add_style_tag(content=f"{hidden} {{ display: none }} body {{ padding-bottom: 1rem }}")
     page.screenshot(path=PICTURES / "report.png", full_page=True)
+    with Image.open(PICTURES / "report.png") as picture:  # it has few colours: a palette makes it small
+        picture.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=3).save(
+            PICTURES / "report.png", optimize=True
+        )
 
 
 def picture_runs(browser: Browser, study: Path) -> None:

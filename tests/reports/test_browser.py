@@ -90,6 +90,13 @@ def test_columns_sort_both_ways_under_the_pinned_rows(page: Page) -> None:
     assert rows(page)[:8] == ranked[:8], "those without a rank stay last"
 
 
+def test_the_leaderboard_fits_a_desktop(page: Page) -> None:
+    width = page.evaluate(
+        "(({scrollWidth, clientWidth}) => [scrollWidth, clientWidth])(document.querySelector('.tall'))"
+    )
+    assert width[0] <= width[1]
+
+
 @pytest.mark.parametrize(
     "typed, left",
     [

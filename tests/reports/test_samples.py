@@ -35,6 +35,7 @@ def test_what_was_answered_stands_side_by_side(study_folder: Path) -> None:
         assert "Sample answers" in text and told in text and "<script>alert" not in text and "<b>" not in text
     assert "&lt;script&gt;alert(1)&lt;/script&gt;|`x`\n&lt;b&gt;" in (out / "report.html").read_text()
     rows = (out / "report.md").read_text().split("| | 1+1= |\n|---|---|\n")[1].splitlines()
+    assert "| base model | – |" in (out / "report.md").read_text()
     assert rows[:4] == [
         "| expected | 2. |",
         "| base model | One and one is |",

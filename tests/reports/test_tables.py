@@ -45,7 +45,7 @@ def test_failures_name_their_reason(study_folder):
 
 def test_reproduce_lists_rows_and_versions(study_folder):
     found = reproduce(load(study_folder).record)
-    assert found.subject == "builtin:tiny on builtin:demo (200 train and 40 valid rows), 2025-01-02"
+    assert found.subject == "builtin:tiny on builtin:demo (200 train and 40 valid rows)"
     assert found.facts["Data rows"] == "train 200 rows (9,000 tokens in the loss); valid 40 rows"
     assert found.environment == {"device": "cpu", "versions.mlx": "0.32.4", "versions.optuna": "5.0.0"}
     assert flat({"a": {"b": None, "c": True}}) == {"a.c": "true"}
