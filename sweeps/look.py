@@ -12,7 +12,8 @@ from lora_core.records import StudyRecord, load_trials
 from sweeps.config import SweepConfig
 from sweeps.connect import first_line, public, sqlite_file
 from sweeps.fingerprint import identity
-from sweeps.study import check_same, open_storage
+from sweeps.storage import open_storage
+from sweeps.study import check_same
 from sweeps.study_folder import check_folder, check_writable, contents, earlier_record
 
 

@@ -11,7 +11,7 @@ from lora_core.errors import UserError, first_line
 from sweeps.config import ClusterConfig, study_name
 from sweeps.requests import ask_to_stop, forget_requests
 from sweeps.space import Job
-from sweeps.study import is_shared
+from sweeps.storage import is_shared
 
 GRACE = 120.0  # seconds for what workers are writing when the search is interrupted
 

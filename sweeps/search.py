@@ -26,7 +26,8 @@ from sweeps.protocol import Ready, Setup
 from sweeps.requests import forget_requests, read_request
 from sweeps.slots import measure, slots_line
 from sweeps.space import Job, cap_num_layers
-from sweeps.study import Study, is_shared, opening_shared
+from sweeps.storage import is_shared, opening_shared
+from sweeps.study import Study
 from sweeps.study_folder import (
     LOG,
     check_fits,

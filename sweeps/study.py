@@ -1,14 +1,12 @@
 """The Optuna side of a search: one study in one storage, created or resumed, asked and told."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import optuna
-import sqlalchemy
 from optuna.trial import FrozenTrial, TrialState
 
 from lora_core.errors import UserError
@@ -17,16 +15,15 @@ from reports.constraints import ALIASES, Constraint, parse
 from sweeps.axes import Axis, storable
 from sweeps.conditions import conditions_of, parents_first, present
 from sweeps.config import SweepConfig
-from sweeps.connect import alone, first_line, public, sqlite_file
+from sweeps.connect import alone, sqlite_file
 from sweeps.crew import Crew, Solo, turn
 from sweeps.fingerprint import differences, fingerprint, identity
 from sweeps.patience import patient
 from sweeps.pruners import make_pruner
 from sweeps.samplers import DistinctSampler, exhausted
+from sweeps.storage import is_shared, open_storage
 
 PROCESS = "process"  # the attribute of a trial that says who runs it
-OPENING = 600  # seconds that the opening of a study may take
-SQLITE_TIMEOUT = 60  # seconds to wait for a locked database
 STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 
 
@@ -252,46 +249,3 @@ def check_same(name: str, known: dict[str, Any], ours: dict[str, Any]) -> None:
             f"study={name} exists with other settings: {'; '.join(changed[:3])}{more}.\n"
             "Give the settings it was made with, or another study= name."
         )
-
-
-def is_shared(url: str) -> bool:
-    """Whether several machines may work on one study in the storage at `url`."""
-    return url.startswith("postgresql")
-
-
-@contextmanager
-def opening_shared(url: str) -> Iterator[None]:
-    """A block that one process at a time is in, of all that open a shared storage: its tables may have to be made.
-    Raises UserError if it cannot be opened."""
-    with ExitStack() as block:
-        if is_shared(url):
-            with _told(url):
-                engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
-                block.enter_context(turn(engine, "opening", OPENING))
-        yield
-
-
-def open_storage(url: str) -> optuna.storages.RDBStorage:
-    """The storage at `url`, its tables made if need be. Raises UserError if it cannot be opened."""
-    arguments: dict[str, Any] = {"connect_args": {"timeout": SQLITE_TIMEOUT}} if url.startswith("sqlite") else {}
-    with _told(url):
-        return optuna.storages.RDBStorage(url, engine_kwargs=arguments)
-
-
-@contextmanager
-def _told(url: str) -> Iterator[None]:
-    """What goes wrong in the block is told in a line."""
-    try:
-        yield
-    except ImportError as error:
-        raise UserError(f"storage={public(url)} needs a package{_driver(url, error)}") from None
-    except Exception as error:
-        raise UserError(f"storage={public(url)} cannot be opened: {first_line(error)}") from None
-
-
-def _driver(url: str, error: ImportError) -> str:
-    """How to get the package that speaks to this kind of database."""
-    cause = error.__cause__ or error.__context__ or error
-    if url.startswith("postgresql"):
-        return ".\nInstall the extra postgres, and write the address as postgresql+psycopg://…"
-    return f" ({getattr(cause, 'name', None) or first_line(error)})."

@@ -20,7 +20,8 @@ import optuna
 from lora_core.records import TrialRecord
 from sweeps.axes import Axis
 from sweeps.config import SearchConfig, SweepConfig
-from sweeps.study import Evaluation, Proposal, Study, opening_shared
+from sweeps.storage import opening_shared
+from sweeps.study import Evaluation, Proposal, Study
 from tests import postgres
 
 AXES = [

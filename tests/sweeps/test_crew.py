@@ -13,7 +13,8 @@ from lora_core.records import TrialRecord
 from sweeps.axes import Axis
 from sweeps.config import ClusterConfig, SearchConfig, SweepConfig
 from sweeps.crew import Crew
-from sweeps.study import Evaluation, Proposal, Study, opening_shared
+from sweeps.storage import opening_shared
+from sweeps.study import Evaluation, Proposal, Study
 from tests import postgres
 
 RATE = Axis("optimizer.learning_rate", "float", low=1e-5, high=1e-3, log=True)

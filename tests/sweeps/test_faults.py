@@ -265,7 +265,7 @@ def strange(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 OPENING = """
 import sys
 from sweeps.preflight import opening
-from sweeps.study import open_storage
+from sweeps.storage import open_storage
 from sweeps.store import Store
 storage, uri = sys.argv[1:]
 with opening(storage, uri):

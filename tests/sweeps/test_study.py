@@ -1,6 +1,5 @@
 """The Optuna side: one study under one name, its numbers, and what is told."""
 
-import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from lora_core.errors import UserError
 from lora_core.records import TrialRecord
 from sweeps.axes import Axis
 from sweeps.config import SearchConfig, SweepConfig
-from sweeps.study import Evaluation, Proposal, Study, open_storage
+from sweeps.study import Evaluation, Proposal, Study
 
 RATE = Axis("optimizer.learning_rate", "float", low=1e-5, high=1e-3, log=True)
 KEYS = Axis("lora_parameters.keys", "categorical", choices=[None, ["q", "v"]])
@@ -188,25 +187,3 @@ def test_only_a_new_study_is_forgotten(config: SweepConfig) -> None:
     opened(config)
     opened(config).forget()
     assert optuna.get_all_study_names(config.storage) == ["s"]
-
-
-def test_storages_that_cannot_be_opened(tmp_path: Path) -> None:
-    (tmp_path / "text.db").write_text("this is no database, however long it may be")
-    for url in (f"sqlite:///{tmp_path}/no/such/optuna.db", f"sqlite:///{tmp_path}/text.db"):
-        with pytest.raises(UserError, match="cannot be opened") as error:
-            open_storage(url)
-        assert len(str(error.value).splitlines()) == 1
-    with pytest.raises(UserError) as error:
-        open_storage("postgresql://me:secret@127.0.0.1:9/optuna")
-    assert "secret" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("url", "words"), [("postgresql://h/optuna", "extra postgres"), ("mysql://h/optuna", "package (MySQLdb)")]
-)
-def test_a_driver_that_is_not_installed_is_named(url: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for package in ("psycopg", "psycopg2", "MySQLdb"):
-        monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(UserError) as error:
-        open_storage(url)
-    assert words in str(error.value) and ".." not in str(error.value)
