@@ -2,7 +2,9 @@
 
 import logging
 import os
+import shutil
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -19,6 +21,7 @@ from sweeps.config import SweepConfig, resolve
 from sweeps.space import split, texts_of, written_keys
 
 _exit_codes: list[int] = []  # of the jobs; Hydra drops what they return
+_refused: dict[Path, UserError] = {}  # those that were bad input, by their folder
 
 
 def show(command: str, flags: list[str], overrides: list[str]) -> int:
@@ -36,9 +39,23 @@ def multirun(flags: list[str], overrides: list[str], config_dir: str | None) -> 
     _check_jobs(overrides, config_dir)
     # A ValueError is a bug of ours here: the configuration has been checked.
     _exit_codes.clear()
+    _refused.clear()
     with own_errors((HydraException, OmegaConfBaseException)):
         _run_hydra("train", flags, overrides)
+    for folder in _refused:
+        _remove(folder)
+    if _refused:
+        raise next(iter(_refused.values()))  # the others are mostly the same
     return max(_exit_codes)
+
+
+def _remove(job: Path) -> None:
+    """Leaves nothing of a job that was refused, nor of a command whose jobs all were."""
+    shutil.rmtree(job)
+    if not any(path.is_dir() for path in job.parent.iterdir()):
+        shutil.rmtree(job.parent)
+        with suppress(OSError):  # other commands have left something there
+            os.removedirs(os.path.relpath(job.parent.parent))
 
 
 def _run_hydra(command: str, flags: list[str], overrides: list[str]) -> int:
@@ -73,7 +90,10 @@ def _job(cfg: DictConfig) -> None:
     overrides = list(job.overrides.task)
     config = _numbered(resolve(cfg), job.job.num)
     folder = Path(job.runtime.output_dir)
-    _exit_codes.append(train.run(config, written_keys(parse(overrides)), overrides, folder))
+    try:
+        _exit_codes.append(train.run(config, written_keys(parse(overrides)), overrides, folder))
+    except UserError as error:
+        _refused[folder] = error
 
 
 def _numbered(config: SweepConfig, number: int) -> SweepConfig:

@@ -45,6 +45,13 @@ def refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., N
         ("search lora_parameters.rnk=4,8", ["lora_parameters.rank"]),
         (f"{SEARCH} tracking.uri=http://127.0.0.1:9", ["tracking.uri", "127.0.0.1:9"]),
         (f"train {TINY} tracking.uri=http://127.0.0.1:9", ["tracking.uri", "127.0.0.1:9"]),
+        (f"train -m {TINY} tracking.uri=http://127.0.0.1:9 seed=1,2", ["tracking.uri", "127.0.0.1:9"]),
+        (f"{SEARCH} study=../x", ["study is '../x'"]),
+        (f"{SEARCH} study=train", ["study is 'train'"]),
+        (f"{SEARCH} storage=nowhere", ["storage is 'nowhere'"]),
+        (f"{SEARCH} search/pruner=mdian", ["search/pruner=mdian", "median"]),
+        (f"{SEARCH} cluster=ray cluster.address=head:6379", ["cluster.address=head:6379", "PostgreSQL"]),
+        ("plan lora_parameters.rnk=4,8", ["lora_parameters.rank"]),
         # A folder that not even root can write to.
         (f"{SEARCH} output_dir=/dev/null/out", ["output_dir", "/dev/null"]),
         (f"train {TINY} output_dir=/dev/null/out", ["output_dir", "/dev/null"]),
@@ -56,9 +63,23 @@ def test_known_before_the_model_is_loaded(argv: str, words: list[str], refused: 
 
 
 @pytest.mark.parametrize(
+    "argv",
+    [
+        "report s", "report s other", "status s", "stop s", "stop s trial-0001", "sync s", "generate s hello",
+        "export s --format peft", f"compare s 1 2 --prompts {__file__}",
+    ],
+)  # fmt: skip
+def test_a_study_that_is_not_there(argv: str, refused: Callable[..., None]) -> None:
+    refused(argv, "No study 's': outputs holds no studies")
+
+
+@pytest.mark.parametrize(
     ("argv", "words"),
     [
         ("train model.path=nowhere", ["model.path=nowhere"]),
+        ("train -m model.path=nowhere seed=1", ["model.path=nowhere"]),
+        ("plan model.path=nowhere", ["model.path=nowhere"]),
+        (f"{SEARCH} search.warm_start=[nowhere]", ["No study 'nowhere'"]),
         (f"train {TINY} num_layers=5", ["num_layers is 5", "4"]),
         (f"{SEARCH} num_layers=2,5", ["num_layers=2,5", "4"]),
         (f"train {TINY} lora_parameters.keys=[q_proj]", ["lora_parameters.keys", "'q_proj'", "self_attn.q_proj"]),

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import sweeps
+from lora_core.errors import UserError
 from sweeps.cli import main
 
 HEAVY = {
@@ -140,6 +141,20 @@ def test_multirun_with_an_adapter_path(calls: list[tuple[Any, ...]]) -> None:
 def test_multirun_fails_when_a_job_does(calls: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["sweeps.train"], "run", lambda config, *rest: int(config.seed == 1))
     assert main(["train", "-m", "seed=1,2"]) == 1
+
+
+def test_multirun_leaves_nothing_of_a_job_that_is_refused(
+    calls: list[tuple[Any, ...]], folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(config: Any, *rest: Any) -> int:
+        if config.seed == 1:
+            raise UserError("not this one")
+        return 0
+
+    monkeypatch.setattr(sys.modules["sweeps.train"], "run", run)
+    assert main(["train", "-m", "seed=1,2"]) == 2
+    assert capsys.readouterr().err == "lora-sweep: not this one\n"
+    assert [file.parent.name for file in folder.rglob(".hydra")] == ["1"]
 
 
 def test_ctrl_c(calls: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
