@@ -6,9 +6,9 @@ import re
 import shutil
 from pathlib import Path
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # some disks, and some accounts, have room for small files only
 # What the writers of MLX and safetensors, and SQLite, say of a write that failed; none of them raises an OSError.
-_SAID = re.compile(r"Unable to write \d+ bytes|No space left on device|database or disk is full")
+_SAID = re.compile("|".join([r"Unable to write \d+ bytes", "database or disk is full", *map(os.strerror, _FULL)]))
 MARGIN = 1.05  # names, indices and whatever else goes along with the numbers
 
 
@@ -30,6 +30,7 @@ def is_full(error: BaseException) -> bool:
 
 def told(error: BaseException) -> str:
     """The error of a full disk in words."""
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"no space left in {os.fspath(error.filename)} ({error.strerror})"
-    return "no space left on the disk"
+    if not isinstance(error, OSError):
+        return "no space left on the disk"
+    where = "on the disk" if error.filename is None else f"in {os.fspath(error.filename)}"
+    return f"no space left {where} ({error.strerror})"

@@ -26,7 +26,10 @@ def test_there_must_be_room_for_all_of_it(tmp_path: Path, free: None) -> None:
 
 def test_what_says_that_a_disk_is_full() -> None:
     assert disk.is_full(OSError(errno.ENOSPC, "No space left on device"))
+    too_large = OSError(errno.EFBIG, "File too large")
+    assert disk.is_full(too_large) and "File too large" in disk.told(too_large)
     assert disk.is_full(RuntimeError("[write] Unable to write 2951520 bytes to file."))
-    assert disk.is_full(Exception("Error while serializing: I/O error: No space left on device (os error 28)"))
+    for reason in ("No space left on device (os error 28)", "File too large (os error 27)"):
+        assert disk.is_full(Exception(f"Error while serializing: I/O error: {reason}"))
     assert not disk.is_full(OSError(errno.EACCES, "Permission denied"))
     assert not disk.is_full(RuntimeError("something else"))

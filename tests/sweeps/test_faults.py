@@ -6,6 +6,7 @@
 import os
 import random
 import re
+import resource
 import signal
 import sqlite3
 import subprocess
@@ -178,6 +179,24 @@ def test_a_full_disk(place: Place, small: Path, calm: Callable[[int], list[tuple
         assert search.process.returncode == 1
         assert "Resume with: lora-sweep search" in said and len(said.splitlines()) <= 3, said
         (small / "ballast").unlink()
+        search.finish()
+        assert place.results() == calm(search.total)
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="only Linux limits another process")
+def test_no_room_for_an_adapter(place: Place, calm: Callable[[int], list[tuple]]) -> None:
+    """As on a full disk, for users who may not mount a small one: a limit on the size of a file."""
+    with tried("no room for a file as large as an adapter") as row:
+        search = Disturbed(place, row)
+        search.start()
+        wait_for(lambda: "trial-0000" in search.ended or not search.wait(0.1))
+        worker = search.worker()
+        assert worker is not None
+        _, most = resource.prlimit(worker, resource.RLIMIT_FSIZE)
+        resource.prlimit(worker, resource.RLIMIT_FSIZE, (8192, most))
+        said = search.over()
+        assert search.process.returncode == 1
+        assert "no space left" in said and "Resume with: lora-sweep search" in said and len(said.splitlines()) <= 3
         search.finish()
         assert place.results() == calm(search.total)
 
