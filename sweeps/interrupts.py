@@ -54,6 +54,9 @@ def waiting() -> Iterator[None]:
     try:
         _raise_if_asked()
         yield
+    except KeyboardInterrupt:
+        _raise_if_asked()  # Ray makes another one of it, without the number
+        raise
     finally:
         _State.waiting = False
 

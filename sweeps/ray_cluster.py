@@ -8,6 +8,7 @@ from typing import Any
 
 from lora_core import backend
 from lora_core.errors import UserError, first_line
+from sweeps import interrupts
 from sweeps.config import ClusterConfig, study_name
 from sweeps.requests import ask_to_stop, forget_requests
 from sweeps.space import Job
@@ -31,9 +32,10 @@ def run(job: Job) -> int:
     except ConnectionError as error:
         raise UserError(f"cluster.address={cluster.address}: {first_line(error)}") from None
     try:
-        place = _place(ray, cluster)
-        workers = [place.remote([*job.argv, f"study={name}"], os.getcwd()) for _ in range(cluster.workers)]
-        return _wait(ray, workers, Path(job.config.output_dir).absolute() / name)
+        with interrupts.handled():  # not before: Ray has just put in handlers of its own
+            place = _place(ray, cluster)
+            workers = [place.remote([*job.argv, f"study={name}"], os.getcwd()) for _ in range(cluster.workers)]
+            return _wait(ray, workers, Path(job.config.output_dir).absolute() / name)
     finally:
         ray.shutdown()
 
@@ -63,7 +65,8 @@ def _work(arguments: list[str], folder: str) -> int:
 
 def _wait(ray: Any, workers: list[Any], folder: Path) -> int:
     try:
-        return max(ray.get(workers))
+        with interrupts.waiting():
+            return max(ray.get(workers))
     except KeyboardInterrupt:
         # In their folder, because they may be on other machines; Ray's own way ends no worker that is in a system call.
         if folder.exists():

@@ -1,5 +1,6 @@
 """Workers that Ray places: on a Ray of this machine, the same study as without."""
 
+import signal
 import sys
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from lora_core.errors import UserError
 from sweeps import ray_cluster
 from sweeps.cli import main
 from sweeps.space import make_job
-from tests.sweeps.test_members import MORE_THAN_ONE_CORE, Place, arguments, processes
+from tests.sweeps.test_members import MORE_THAN_ONE_CORE, Place, arguments, processes, reach_two
 
 
 @MORE_THAN_ONE_CORE
@@ -23,6 +24,24 @@ def test_two_workers_of_ray_give_what_one_process_gives(
     assert len(processes(two)) == 2
     assert two.results() == one.results()
     assert two.record().state == "complete"
+
+
+@MORE_THAN_ONE_CORE
+@pytest.mark.ray
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_it_ends_in_words_and_goes_on(tmp_path: Path, number: int, code: int) -> None:
+    place = Place(tmp_path)
+    search = arguments(place, "cluster=ray", "cluster.workers=2")
+    parent = place.start(*search)
+    reach_two(place, parent)
+    parent.send_signal(number)
+    _, said = parent.communicate(timeout=120)
+    ours = [line for line in said.splitlines() if "(worker pid=" not in line]
+    assert (parent.returncode, ours) == (code, ["lora-sweep: interrupted"]), said
+    assert place.record().state == "interrupted"
+    assert main(search) == 0
+    assert [trial.state for trial in place.trials()] == ["complete"] * 6
+    assert place.record().state == "complete"
 
 
 def test_without_ray_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
