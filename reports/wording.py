@@ -42,6 +42,14 @@ def amount(number: float | None) -> str:
     return f"{number:.3g}"
 
 
+def clock(seconds: float) -> str:
+    """`1 h 5 min`, `3 min 20 s`, `45 s`."""
+    whole = round(seconds)
+    parts = [(whole // 3600, "h"), (whole // 60 % 60, "min"), (whole % 60, "s")]
+    shown = [f"{count} {unit}" for count, unit in parts if count][:2]
+    return " ".join(shown) or "0 s"
+
+
 def setting(value: Any) -> str:
     """A setting as one would type it: 0.00021, null, true, [q_proj,v_proj]."""
     if isinstance(value, float):

@@ -1,52 +1,84 @@
-"""What a person sees while a search or a single run goes on: a live line in a terminal, plain lines in a log."""
+"""What a person sees while a search or a single run goes on: a live table in a terminal, plain lines in a log."""
 
-import math
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Self
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.live import Live
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+from rich.text import Text
 
 from lora_core.records import TrialRecord
 from lora_core.trial import TrialSpec
 from reports.constraints import Constraint, broken
-from reports.wording import listed, plural
-from sweeps import protocol
-from sweeps.run_values import run_name
+from reports.wording import clock, listed, loss, plural
+from sweeps import interrupts, protocol
+from sweeps.live import in_lines, linked, table
+from sweeps.run_values import short_settings
+from sweeps.work import Work
+
+REFRESHES = 2  # a second
+TABLES_SHARE = 2 / 3  # of the window's height; above are the lines of what has ended
+LOG_SECONDS, LOG_SHARE = 60.0, 0.1  # in a log, at least this long and this much of all trials between two lines
 
 
 class Display:
-    """Use as a context manager while trials run; `say`, `fail` and `doing` work at any other time too."""
+    """Use as a context manager while trials run; what it says can be said at any other time too. `quiet`: nothing but
+    `answer` and `fail`."""
 
-    def __init__(self, n_trials: int, constraints: Sequence[Constraint] = ()) -> None:
+    def __init__(self, n_trials: int, constraints: Sequence[Constraint] = (), quiet: bool = False) -> None:
         self.constraints = list(constraints)
         # Lines are not wrapped: a path or a command must stay whole for copying.
         self.console = Console(highlight=False, soft_wrap=True)
+        self.quiet = quiet
         self.n_trials = n_trials
-        self.done = 0
+        self.states: Counter[str] = Counter()  # of the trials that have ended
         self.repeats = self.repeated = 0  # trainings with other seeds: to come in all, and ended
-        self.best = math.inf
-        self.speed = 0.0
+        self.best: TrialRecord | None = None
         self.work = Work(n_trials)
-        self.bar = Progress(
-            SpinnerColumn(), BarColumn(16), TextColumn("{task.description}"),
-            console=self.console, transient=True, disable=not self.console.is_terminal,
-        )  # fmt: skip
-        self.task = self.bar.add_task("", total=n_trials)
+        self._logged = (0.0, 0.0)  # when a log last had a line about the whole, and the share done by then
+        self._shown = ExitStack()
+
+    @property
+    def is_live(self) -> bool:
+        return self.console.is_terminal and not self.console.is_dumb_terminal and not self.quiet
+
+    @property
+    def done(self) -> int:
+        return self.states.total()
 
     def __enter__(self) -> Self:
-        self.work.begin(self.n_trials - self.done)
-        self.bar.start()
+        self._begin(self.n_trials - self.done)
+        if self.is_live:
+            self._shown.enter_context(interrupts.on_screen())
+            live = Live(self, console=self.console, transient=True, refresh_per_second=REFRESHES)
+            self._shown.enter_context(live)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.bar.stop()
+        self._shown.close()
+
+    def __rich_console__(self, _: Console, options: ConsoleOptions) -> RenderResult:
+        """The live table, as large as the window is now."""
+        trials = list(self.work.running.values())
+        lines = [*in_lines(self.status(), options.max_width), *filter(None, [interrupts.stopping()])]
+        room = max(1, int(options.size.height * TABLES_SHARE) - len(lines) - 2)  # without its header, and "… more"
+        if trials:
+            yield table(trials[:room], options.max_width)
+        if len(trials) > room:
+            yield Text(f"… and {len(trials) - room} more", style="dim")
+        yield from map(Text, lines)
+
+    def answer(self, text: str) -> None:
+        """What the command was run for."""
+        self.console.print(linked(text) if self.is_live else text, markup=False)
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False)
+        if not self.quiet:
+            self.console.print(text, markup=False)
 
     def fail(self, text: str) -> None:
         """Why there is nothing more to come."""
@@ -55,7 +87,7 @@ class Display:
     @contextmanager
     def doing(self, text: str) -> Iterator[None]:
         """Shows that something takes its time."""
-        if not self.console.is_terminal:
+        if not self.is_live:
             self.say(f"{text} …")
             yield
             return
@@ -82,7 +114,8 @@ class Display:
         if records:
             of = f" of {self.n_trials}" if self.done <= self.n_trials else ""
             more = "" if of else f", more than n_trials={self.n_trials}"
-            self.say(f"{self.done}{of} trials have ended already{more}; best so far {_loss(self.best)}")
+            best = loss(self.best.value if self.best else None)
+            self.say(f"{self.done}{of} trials have ended already{more}; best so far {best}")
         self.work.left = max(0, self.n_trials - self.done)
 
     def confirming(self, missing: list[list[TrialSpec]]) -> None:
@@ -92,113 +125,72 @@ class Display:
             which = {spec.number: f"trial-{spec.number:04d}" for specs in missing for spec in specs}
             self.say(f"Training again with other seeds, {plural(count, 'time')} in all: {listed(list(which.values()))}")
         self.repeats, self.repeated = count, 0
-        self.work.begin(count)
+        self._begin(count)
 
     def started(self, spec: TrialSpec) -> None:
         self.work.started(spec)
-        self._refresh()
 
     def progress(self, message: protocol.Progress) -> None:
-        if message.steps and message.seconds > 0:
-            now = message.tokens / message.seconds
-            self.speed = now if self.speed == 0 else 0.7 * self.speed + 0.3 * now
-            self.work.took(message.steps)
-        self._refresh()
+        self.work.took(message)
+        now, share = time.monotonic(), self._share()
+        since, done = self._logged
+        if not self.is_live and now - since >= LOG_SECONDS and share - done >= LOG_SHARE:
+            self.say("  ".join(self.status()))
+            self._logged = now, share
 
     def evaluated(self, name: str, row: dict[str, float]) -> None:
-        self.work.reached(name, int(row["step"]))
-        self._refresh()
+        self.work.evaluated(name, row)
 
     def ended(self, record: TrialRecord) -> None:
-        """One line for the trial, and the bar moves on."""
+        """A line for the trial."""
         self._count(record)
         self.work.ended(record)
-        line = _line(record, self.best, broken(record, self.constraints) if record.role == "trial" else "")
+        if self.quiet:
+            return
+        line = _line(record, record is self.best, broken(record, self.constraints) if record.role == "trial" else "")
         if self.console.is_terminal:
             self.console.print(line, soft_wrap=False, no_wrap=True, overflow="ellipsis", crop=True)
         else:
             self.console.print(line)
-        self._refresh()
 
-    def _count(self, record: TrialRecord) -> None:
-        if record.role == "trial":
-            self.done += 1
-        self.repeated += record.role == "confirm"
-        kept = not broken(record, self.constraints)
-        if record.role in ("trial", "train") and record.state == "complete" and record.value is not None and kept:
-            self.best = min(self.best, record.value)
+    def halted(self) -> None:
+        """The trials in training wait for another training process."""
+        self.work.running.clear()
 
-    def _refresh(self) -> None:
+    def status(self) -> list[str]:
+        """How far the whole is, in parts."""
         done, total, what = min(self.done, self.n_trials), self.n_trials, "trials"
         if self.repeats:
             done, total, what = self.repeated, self.repeats, "repeats"
-        parts = [
-            f"{done}/{total} {what}", f"best {_loss(self.best)}", f"{self.speed:,.0f} tok/s", self.work.text(),
-        ]  # fmt: skip
-        self.bar.update(self.task, total=total, completed=done + self.work.running(), description="  ".join(parts))
+        parts = [f"{done}/{total} {what}"] if total > 1 else []
+        parts += [f"{self.states[state]} {state}" for state in ("pruned", "failed") if self.states[state]]
+        parts += [f"best {loss(self.best.value)} {self.best.name}"] if self.best else []
+        parts += [f"{self.work.speed:,.0f} tokens/s"] if self.work.speed else []
+        left = self.work.seconds_left()
+        return [*parts, "time left ?" if left is None else f"{clock(left)} left"]
+
+    def _begin(self, trials: int) -> None:
+        self.work.begin(trials)
+        self._logged = time.monotonic(), self._share()
+
+    def _share(self) -> float:
+        """The done part of all there is to train."""
+        done, total = (self.repeated, self.repeats) if self.repeats else (self.done, self.n_trials)
+        return (done + self.work.under_way()) / max(1, total)
+
+    def _count(self, record: TrialRecord) -> None:
+        if record.role == "trial":
+            self.states[record.state] += 1
+        self.repeated += record.role == "confirm"
+        if record.role != "trial" or record.state != "complete" or record.value is None:
+            return
+        lowest = self.best is None or self.best.value is None or record.value < self.best.value
+        if lowest and not broken(record, self.constraints):
+            self.best = record
 
 
-class Work:
-    """How much there is to do, in trials, and how long it will take at the pace so far."""
-
-    def __init__(self, trials: int) -> None:
-        self.left = trials  # searched trials that have not ended
-        self.batches = 0  # of one epoch
-        self.began: float | None = None
-        self.finished = 0.0  # trials' worth of steps of those that ended since then
-        self.planned: dict[str, int] = {}  # steps of running trials
-        self.at: dict[str, float] = {}  # the step each has reached
-
-    def begin(self, trials: int) -> None:
-        self.began, self.left, self.finished = time.monotonic(), max(0, trials), 0.0
-
-    def started(self, spec: TrialSpec) -> None:
-        trainer = spec.config["trainer"]
-        steps = trainer["iters"] or max(1, round(trainer["epochs"] * self.batches))
-        if spec.role != "base":
-            self.planned[spec.name], self.at[spec.name] = steps, 0
-
-    def took(self, steps: int) -> None:
-        """Steps since the last call, of all running trials alike; `reached` puts that right."""
-        for name in self.at:
-            self.at[name] = min(self.planned[name], self.at[name] + steps / len(self.at))
-
-    def reached(self, name: str, step: int) -> None:
-        if name in self.at:
-            self.at[name] = step
-
-    def ended(self, record: TrialRecord) -> None:
-        if record.name in self.planned:
-            # A trial that was stopped early counts whole: the pace then includes that some are.
-            del self.planned[record.name], self.at[record.name]
-            self.finished += 1
-        if record.role in ("trial", "confirm"):
-            self.left = max(0, self.left - 1)
-
-    def running(self) -> float:
-        """The done part of the trials under way."""
-        return sum(self.at[name] / self.planned[name] for name in self.planned)
-
-    def text(self) -> str:
-        done = self.finished + self.running()
-        if self.began is None or done <= 0:
-            return "time left ?"
-        # The default configuration is trained too, beside the trials.
-        extra = 1 if "default" in self.planned else 0
-        seconds = (time.monotonic() - self.began) / done * max(0.0, self.left + extra - self.running())
-        hours, minutes = divmod(int(seconds) // 60, 60)
-        clock = f"{hours}:{minutes:02d}:{int(seconds) % 60:02d}" if hours else f"{minutes}:{int(seconds) % 60:02d}"
-        return f"{clock} left"
-
-
-def _loss(value: float) -> str:
-    return "–" if math.isinf(value) else f"{value:.4f}"
-
-
-def _line(record: TrialRecord, best: float, breaks: str = "") -> str:
+def _line(record: TrialRecord, is_best: bool, breaks: str = "") -> str:
     value = "" if record.value is None else f"{record.value:.4f}"
-    mark = " ★" if record.role == "trial" and record.value == best and not breaks else ""
     how = {"pruned": f"pruned at step {record.step}", "failed": f"failed: {record.reason}"}
-    settings = run_name(record).removeprefix(record.name).strip()
-    what = "  ".join(part for part in (settings, escape(how.get(record.state, breaks))) if part)
-    return f"[bold]{record.name:<11}[/] {value:>8}{mark:<2} {what}"
+    what = "  ".join(part for part in (short_settings(record), how.get(record.state, breaks)) if part)
+    return f"[bold]{record.name:<11}[/] {value:>8}{' ★' if is_best else '':<2} {escape(what)}"

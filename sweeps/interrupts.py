@@ -14,8 +14,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_SHOW_CURSOR = b"\x1b[?25h"  # a live display hides it
-_SOON = "lora-sweep: finishing what is being written. Once more to leave at once."
+_SHOW_CURSOR = b"\x1b[?25h\n"  # a live display hides it, and leaves it at the end of a line
+_SOON = "finishing what is being written. Once more to leave at once."
 
 
 class _State:
@@ -23,6 +23,7 @@ class _State:
 
     asked: int | None = None  # the number of the first signal
     waiting = False
+    on_screen = False  # a live display says that the end is near
     parting = ""  # what to say on leaving at once
     children: list[subprocess.Popen] = []  # noqa: RUF012 (one state, see above)
 
@@ -43,6 +44,7 @@ def handled() -> Iterator[None]:
         yield
         _raise_if_asked()
     finally:
+        _State.asked = None
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -59,6 +61,21 @@ def waiting() -> Iterator[None]:
         raise
     finally:
         _State.waiting = False
+
+
+@contextmanager
+def on_screen() -> Iterator[None]:
+    """A block in which a live display shows `stopping`; a line of ours it would draw over."""
+    _State.on_screen = True
+    try:
+        yield
+    finally:
+        _State.on_screen = False
+
+
+def stopping() -> str:
+    """What is to be seen from the first signal on; empty before."""
+    return "" if _State.asked is None else _SOON
 
 
 def say_on_leaving(text: str) -> None:
@@ -82,7 +99,8 @@ def _note(number: int, _: FrameType | None) -> None:
     _State.asked = number
     if _State.waiting:
         raise KeyboardInterrupt(number)
-    _write(_SOON)
+    if not _State.on_screen:
+        _write(f"lora-sweep: {_SOON}")
 
 
 def _leave(number: int) -> None:

@@ -38,7 +38,12 @@ def data_of(study: StudyRecord, split: str) -> Data:
 
 def run_name(spec: TrialSpec | TrialRecord) -> str:
     """`trial-0007 r16 α/r 2.5`: the trial and the values of its axes."""
-    return " ".join([spec.name, *(f"{_label(key)}{_number(value)}" for key, value in spec.params.items())])[:200]
+    return f"{spec.name} {short_settings(spec)}".strip()[:200]
+
+
+def short_settings(spec: TrialSpec | TrialRecord) -> str:
+    """`r16 α/r 2.5`: the values of its axes."""
+    return " ".join(f"{_label(key)}{_number(value)}" for key, value in spec.params.items())
 
 
 def _label(key: str) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lora_core.errors import UserError
 from reports.command import study_folder
-from reports.wording import amount, loss, plural, setting
+from reports.wording import amount, clock, loss, plural, setting
 from sweeps.standing import Standing, standing
 
 SECONDS = 2.0  # between two looks
@@ -60,7 +60,7 @@ def described(study: Standing) -> list[str]:
         lines.append(f"{trial.name}  {how} {study.steps[trial.name]} of {trial.planned_steps}{_settings(trial.params)}")
     if best := study.winner:
         lines.append(f"Best {loss(best.value)}  {best.name}{_settings(best.params)}")
-    lines.append(f"{amount(study.total_steps)} steps in {_clock(study.seconds)}{_left(study)}")
+    lines.append(f"{amount(study.total_steps)} steps in {clock(study.seconds)}{_left(study)}")
     if not study.at_work and study.record.state != "complete":
         lines.append(f"No process is at work on it. To go on: {study.record.resume_command}")
     return lines
@@ -92,15 +92,7 @@ def _left(study: Standing) -> str:
     if not study.at_work:
         return ""
     seconds = study.seconds_left
-    return ", time left unknown until a trial ends" if seconds is None else f", about {_clock(seconds)} left"
-
-
-def _clock(seconds: float) -> str:
-    """`1 h 5 min`, `3 min 20 s`, `45 s`."""
-    whole = round(seconds)
-    parts = [(whole // 3600, "h"), (whole // 60 % 60, "min"), (whole % 60, "s")]
-    shown = [f"{count} {unit}" for count, unit in parts if count][:2]
-    return " ".join(shown) or "0 s"
+    return ", time left unknown until a trial ends" if seconds is None else f", about {clock(seconds)} left"
 
 
 def _watch(folder: Path) -> None:

@@ -124,6 +124,7 @@ class Trials:
         """The trials that a worker left unfinished are to be run again, before any other, from their checkpoints."""
         self.waiting = [*self.running.values(), *(self.waiting or [])]
         self.running = {}
+        self.display.halted()
 
     def give_up(self) -> None:
         """Leaves trials to the processes that have taken them over; what else was running is to run again."""

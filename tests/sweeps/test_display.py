@@ -1,4 +1,4 @@
-"""The live line in a terminal, and the lines of a log."""
+"""The live table in a terminal, and the lines of a log."""
 
 import io
 import re
@@ -9,54 +9,151 @@ from rich.console import Console
 from lora_core.config import TrainConfig
 from lora_core.records import TrialRecord
 from lora_core.trial import TrialSpec
-from sweeps.display import Display, Work
+from sweeps import interrupts
+from sweeps.display import Display
 from sweeps.protocol import Progress
 
+CONTROL = re.compile(r"\x1b\[[?\d;]*[A-Za-z]")
+PARAMS = {"optimizer.learning_rate": 0.0008839874534247041, "lora_parameters.rank": 8, "lora_parameters.keys": "[mlp]"}
 
-def spec(number: int, **trainer: float | None) -> TrialSpec:
-    config = TrainConfig().to_dict()
-    config["trainer"].update(trainer)
-    return TrialSpec(f"trial-{number:04d}", "trial", config, "", number)
+
+def spec(number: int, role: str = "trial", repeat: int = 0) -> TrialSpec:
+    config = TrainConfig().to_dict() | {"trainer": TrainConfig().to_dict()["trainer"] | {"iters": 100}}
+    name = f"{role}-{number:04d}" + (f"-{repeat}" if repeat else "")
+    return TrialSpec(name, role, config, "", number, repeat, PARAMS)
 
 
 def ended(number: int, value: float = 2.0, state: str = "complete", **more: object) -> TrialRecord:
-    params = {"optimizer.learning_rate": 0.0008839874534247041, "lora_parameters.rank": 8}
     metrics = {"best_val_loss": value}
-    return TrialRecord(f"trial-{number:04d}", "trial", state, number, params=params, metrics=metrics, **more)  # type: ignore[arg-type]
+    return TrialRecord(f"trial-{number:04d}", "trial", state, number, params=PARAMS, metrics=metrics, **more)  # type: ignore[arg-type]
 
 
-def shown(width: int, terminal: bool) -> str:
-    display = Display(12)
-    display.console = Console(file=io.StringIO(), force_terminal=terminal, width=width, soft_wrap=True, highlight=False)
-    display.bar.live.console = display.console
-    display.bar.disable = not terminal
-    with display:
-        display.started(spec(0))
-        display.progress(Progress(30, 3000, 0.5))
-        display.ended(ended(0))
-        display.ended(ended(1, 3.0, "pruned", step=30))
-        display.ended(ended(2, 3.0, "failed", reason="diverged [x]"))
-    file = display.console.file
+def display(width: int, height: int = 24, terminal: bool = True, total: int = 12, quiet: bool = False) -> Display:
+    made = Display(total, quiet=quiet)
+    made.console = Console(
+        file=io.StringIO(), force_terminal=terminal, width=width, height=height, soft_wrap=True, highlight=False,
+        _environ={"TERM": "xterm"},
+    )  # fmt: skip
+    return made
+
+
+def written(made: Display) -> str:
+    file = made.console.file
     assert isinstance(file, io.StringIO)
     return file.getvalue()
 
 
+def picture(made: Display) -> list[str]:
+    """The lines of the live table as it is now."""
+    with made.console.capture() as captured:
+        made.console.print(made)
+    return [line.rstrip() for line in CONTROL.sub("", captured.get()).splitlines()]
+
+
+def some_trials(made: Display) -> None:
+    with made:
+        made.started(spec(0))
+        made.progress(Progress(30, 3000, 0.5))
+        made.ended(ended(0))
+        made.ended(ended(1, 3.0, "pruned", step=30))
+        made.ended(ended(2, 3.0, "failed", reason="diverged [x]"))
+
+
 def test_a_log_has_plain_lines() -> None:
-    text = shown(80, terminal=False)
-    assert "\x1b" not in text and "\r" not in text
-    lines = [line.rstrip() for line in text.splitlines()]
-    assert lines == [
-        "trial-0000    2.0000 ★ lr 0.000884 r8",
-        "trial-0001    3.0000   lr 0.000884 r8  pruned at step 30",
-        "trial-0002    3.0000   lr 0.000884 r8  failed: diverged [x]",
+    made = display(80, terminal=False)
+    some_trials(made)
+    assert "\x1b" not in written(made) and "\r" not in written(made)
+    assert [line.rstrip() for line in written(made).splitlines()] == [
+        "trial-0000    2.0000 ★ lr 0.000884 r8 keys [mlp]",
+        "trial-0001    3.0000   lr 0.000884 r8 keys [mlp]  pruned at step 30",
+        "trial-0002    3.0000   lr 0.000884 r8 keys [mlp]  failed: diverged [x]",
     ]
 
 
-def test_a_narrow_terminal() -> None:
-    plain = re.sub(r"\x1b\[[?\d;]*[A-Za-z]", "", shown(40, terminal=True))
-    assert "trial-0000    2.0000 ★ lr 0.000884 r8\n" in plain
-    assert "trial-0001    3.0000   lr 0.000884 r8  …\n" in plain
-    assert all(len(line.rpartition("\r")[2]) <= 41 for line in plain.split("\n"))
+def test_a_log_tells_of_the_whole_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = [0.0]
+    monkeypatch.setattr("sweeps.display.time.monotonic", lambda: seconds[0])
+    made = display(80, terminal=False, total=2)
+    with made:
+        made.started(spec(0))
+        for _ in range(100):  # a step each 30 seconds: a minute is two of them, a tenth of the search twenty
+            seconds[0] += 30
+            made.progress(Progress(1, 3000, 30))
+        made.ended(ended(0))
+    *told, trial = written(made).splitlines()
+    assert told[0].startswith("0/2 trials  100 tokens/s  ") and told[0].endswith(" min left")
+    assert len(told) == 4 and trial.startswith("trial-0000")
+
+
+def test_a_search_of_seconds_has_no_such_line() -> None:
+    made = display(80, terminal=False, total=2)
+    with made:
+        made.started(spec(0))
+        for _ in range(100):
+            made.progress(Progress(1, 2000, 20))
+    assert written(made) == ""
+
+
+def test_quiet() -> None:
+    made = display(80, quiet=True)
+    some_trials(made)
+    with made.doing("Waiting"):
+        made.say("no")
+    made.answer("yes")
+    assert written(made) == "yes\n"
+
+
+def test_a_row_for_each_trial_in_training() -> None:
+    made = display(80)
+    made.ended(ended(0, 1.5))
+    made.ended(ended(1, 3.0, "pruned"))
+    for number in (2, 3):
+        made.started(spec(number))
+    made.progress(Progress(60, 3000, 0.5))
+    for step, loss in ((0, 5.0), (10, 4.0), (20, 3.0), (30, 2.0)):
+        made.evaluated("trial-0002", {"step": step, "val_loss": loss, **({"train_loss": loss + 1} if step else {})})
+    assert picture(made) == [
+        "trial       settings                            step   train   valid",
+        "trial-0002  lr 0.000884 r8 keys [mlp]         30/100  3.0000  2.0000  █▅▁",
+        "trial-0003  lr 0.000884 r8 keys [mlp]         30/100       –       –",
+        "2/12 trials  1 pruned  best 1.5000 trial-0000  6,000 tokens/s  time left ?",
+    ]
+
+
+def test_no_line_is_wider_than_a_narrow_window() -> None:
+    made = display(60)
+    some_trials(made)
+    lines = [line.rpartition("\r")[2] for line in CONTROL.sub("", written(made)).split("\n")]
+    assert "trial-0001    3.0000   lr 0.000884 r8 keys [mlp]  pruned at…" in [line.rstrip() for line in lines]
+    made.started(spec(3))
+    lines += picture(made)
+    assert all(len(line) <= 60 for line in lines)
+    assert lines[-2:] == ["3/12 trials  1 pruned  1 failed  best 2.0000 trial-0000", lines[-1]]
+
+
+@pytest.mark.parametrize(("height", "shown"), [(24, 13), (60, 32), (6, 1)])
+def test_as_many_rows_as_the_window_has_room_for(height: int, shown: int) -> None:
+    made = display(100, height, total=64)
+    for number in range(32):
+        made.started(spec(number))
+    lines = picture(made)
+    assert sum(line.startswith("trial-") for line in lines) == shown
+    assert (f"… and {32 - shown} more" in lines) == (shown < 32)
+    assert len(lines) <= height
+
+
+def test_it_says_that_it_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = display(80)
+    before = picture(made)
+    monkeypatch.setattr(interrupts, "stopping", lambda: "finishing")
+    assert picture(made) == [*before, "finishing"]
+
+
+def test_trials_left_by_a_training_process_that_died_are_not_in_training() -> None:
+    made = display(80)
+    made.started(spec(0))
+    made.halted()
+    assert len(picture(made)) == 1
 
 
 def test_paths_and_commands_stay_whole(capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,56 +167,15 @@ def test_failures_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "lora-sweep: no [good]\n"
 
 
-def test_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = [100.0]
-    monkeypatch.setattr("sweeps.display.time.monotonic", lambda: clock[0])
-    work = Work(10)
-    work.begin(10)
-    assert work.text() == "time left ?"
-    work.started(spec(0, iters=100))
-    clock[0] += 30
-    work.took(50)
-    assert work.text() == "9:30 left"  # half a trial in 30 seconds, 9.5 to go
-    work.ended(ended(0))
-    assert work.text() == "4:30 left"
-
-
-def test_time_left_with_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sweeps.display.time.monotonic", lambda: 0.0)
-    work = Work(1)
-    work.batches = 50
-    work.started(spec(0, iters=None, epochs=1.5))
-    assert work.planned == {"trial-0000": 75}
-    work.reached("trial-0000", 30)
-    assert work.running() == pytest.approx(0.4)
-
-
-def test_hours(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = [0.0]
-    monkeypatch.setattr("sweeps.display.time.monotonic", lambda: clock[0])
-    work = Work(3)
-    work.begin(3)
-    work.started(spec(0))
-    clock[0] = 3723.0
-    work.ended(ended(0))
-    assert work.text() == "2:04:06 left"
-
-
 def test_repeats_are_counted_on_their_own() -> None:
-    display = Display(2)
-    display.console = Console(file=io.StringIO(), width=200)
-    display.done = 2
-    display.confirming([[repeat(0), repeat(1)], [repeat(0, 2)]])
-    file = display.console.file
-    assert isinstance(file, io.StringIO)
-    assert file.getvalue() == "Training again with other seeds, 3 times in all: trial-0000 and trial-0001\n"
-    display.started(repeat(0))
-    display.ended(TrialRecord("confirm-0000-1", "confirm", "complete", 0, 1, metrics={"best_val_loss": 1.0}))
-    task = display.bar.tasks[0]
-    assert task.description.startswith("1/3 repeats  best –") and (task.completed, task.total) == (1, 3)
-    assert (display.done, display.work.left) == (2, 2)
-
-
-def repeat(number: int, repeat: int = 1) -> TrialSpec:
-    again = spec(number)
-    return TrialSpec(f"confirm-{number:04d}-{repeat}", "confirm", again.config, "", number, repeat)
+    made = display(200, terminal=False, total=2)
+    for number in range(2):
+        made.known([ended(number)])
+    made.confirming([[spec(0, "confirm", 1), spec(1, "confirm", 1)], [spec(0, "confirm", 2)]])
+    assert written(made).splitlines()[-1] == (
+        "Training again with other seeds, 3 times in all: trial-0000 and trial-0001"
+    )
+    made.started(spec(0, "confirm", 1))
+    made.ended(TrialRecord("confirm-0000-1", "confirm", "complete", 0, 1, metrics={"best_val_loss": 1.0}))
+    assert made.status()[:2] == ["1/3 repeats", "best 2.0000 trial-0000"]
+    assert (made.done, made.work.left) == (2, 2)

@@ -121,3 +121,11 @@ def test_the_second_one_leaves_at_once() -> None:
     assert "left at once. Resume with: this" in done.stderr and "Traceback" not in done.stderr
     state = subprocess.run(["ps", "-o", "stat=", "-p", done.stdout.strip()], capture_output=True, text=True).stdout
     assert not state.strip() or state.startswith("Z")
+
+
+def test_a_live_display_says_it_itself(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(KeyboardInterrupt), interrupts.handled(), interrupts.on_screen():
+        assert not interrupts.stopping()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert "Once more to leave at once" in interrupts.stopping()
+    assert capfd.readouterr().err == "" and not interrupts.stopping()
