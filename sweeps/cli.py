@@ -33,6 +33,7 @@ Examples:
   lora-sweep search data.path=my_data 'lora_parameters.scale_ratio=tag(log,interval(0.5,8))' n_trials=32
 
 train, search and plan take Hydra's overrides and flags: --help lists groups and keys, --cfg job shows the result.
+  --quiet      with train and search: says only what came out, and errors
   --version    the version of this program
 """
 
@@ -85,7 +86,7 @@ def _train(argv: list[str]) -> int:
 
         if flags.show:
             return hydra_app.show("train", flags.given, flags.overrides)
-        return hydra_app.multirun(flags.given, flags.overrides, flags.config_dir)
+        return hydra_app.multirun(flags.given, flags.overrides, flags.config_dir, flags.quiet)
 
     from sweeps.compose import Composer, parse
     from sweeps.config import resolve
@@ -94,7 +95,7 @@ def _train(argv: list[str]) -> int:
     config = resolve(Composer(flags.overrides, flags.config_dir).compose())
     from sweeps import train
 
-    return train.run(config, written_keys(parse(flags.overrides)), argv)
+    return train.run(config, written_keys(parse(flags.overrides)), argv, flags.quiet)
 
 
 def _search(argv: list[str]) -> int:
@@ -113,6 +114,9 @@ def _with_job(command: str, argv: list[str]) -> int:
     if flags.multirun:
         raise UserError(f"{command} takes no -m: write the axes as key=a,b,c. Hydra's multirun is lora-sweep train -m.")
 
+    if command == "plan" and flags.quiet:
+        raise UserError("plan takes no --quiet: all that it says is its answer.")
+
     from sweeps.space import make_job, shown_overrides
 
     if flags.show:
@@ -121,7 +125,7 @@ def _with_job(command: str, argv: list[str]) -> int:
         overrides = shown_overrides(flags.overrides, flags.config_dir)
         return hydra_app.show(command, flags.given, overrides)
 
-    job = make_job(flags.overrides, flags.config_dir)
+    job = make_job(flags.overrides, flags.config_dir, flags.quiet)
     if command == "plan":
         from sweeps import plan
 

@@ -1,4 +1,4 @@
-"""Hydra's flags on the command lines of `train` and `search`."""
+"""The flags on the command lines of `train`, `search` and `plan`: Hydra's, and --quiet."""
 
 from dataclasses import dataclass
 from typing import NoReturn
@@ -10,22 +10,26 @@ from lora_core.errors import UserError, near
 _KNOWN = (
     "--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--info", "--multirun",
     "--config-dir", "--config-name", "--config-path", "--shell-completion", "--run", "--experimental-rerun",
+    "--quiet",
 )  # fmt: skip
 
 
 @dataclass
 class Flags:
-    """`given`: the flags as typed, with their values. `show`: Hydra shows something, nothing is trained."""
+    """`given`: those of Hydra as typed, with their values. `show`: Hydra shows something, nothing is trained.
+    `quiet`: only what came out is to be said, and errors."""
 
     given: list[str]
     overrides: list[str]
     config_dir: str | None
     multirun: bool
     show: bool
+    quiet: bool
 
     @classmethod
     def parse(cls, argv: list[str]) -> "Flags":
         parser = get_args_parser()
+        parser.add_argument("--quiet", action="store_true")
         parser.error = _refuse  # type: ignore[method-assign]
         args = parser.parse_intermixed_args(argv)
         if args.config_name or args.config_path or args.experimental_rerun:
@@ -33,8 +37,8 @@ class Flags:
         if args.resolve and not (args.cfg or args.help):
             raise UserError("--resolve goes with --cfg or --help.")
         shown = args.help or args.hydra_help or args.cfg or args.info or args.shell_completion
-        given = [word for word in argv if word not in args.overrides]
-        return cls(given, args.overrides, args.config_dir, args.multirun, bool(shown))
+        given = [word for word in argv if word not in (*args.overrides, "--quiet")]
+        return cls(given, args.overrides, args.config_dir, args.multirun, bool(shown), args.quiet)
 
 
 def _refuse(message: str) -> NoReturn:

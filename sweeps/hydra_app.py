@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from itertools import product
@@ -20,33 +21,37 @@ from sweeps.compose import CONF, Composer, own_errors, parse, with_local_data
 from sweeps.config import SweepConfig, resolve
 from sweeps.space import split, texts_of, written_keys
 
-_exit_codes: list[int] = []  # of the jobs; Hydra drops what they return
-_refused: dict[Path, UserError] = {}  # those that were bad input, by their folder
-
 
 def show(command: str, flags: list[str], overrides: list[str]) -> int:
     """Answers the flags that only show something."""
     # Hydra shows by logging. Where the reader has gone (`| head`), each line would come back as a traceback.
     logging.raiseExceptions = False
     with own_errors():
-        code = _run_hydra(command, flags, overrides)
+        code = _run_hydra(command, flags, overrides, lambda _: None)
     sys.stdout.flush()
     return code
 
 
-def multirun(flags: list[str], overrides: list[str], config_dir: str | None) -> int:
+def multirun(flags: list[str], overrides: list[str], config_dir: str | None, quiet: bool = False) -> int:
     """`lora-sweep train -m`: one run after the other, each in a folder of Hydra's."""
     _check_jobs(overrides, config_dir)
+    exit_codes: list[int] = []  # Hydra drops what a job returns
+    refused: dict[Path, UserError] = {}  # by the job's folder
+
+    def job(cfg: DictConfig) -> None:
+        try:
+            exit_codes.append(_train(cfg, quiet))
+        except UserError as error:
+            refused[Path(HydraConfig.get().runtime.output_dir)] = error
+
     # A ValueError is a bug of ours here: the configuration has been checked.
-    _exit_codes.clear()
-    _refused.clear()
     with own_errors((HydraException, OmegaConfBaseException)):
-        _run_hydra("train", flags, overrides)
-    for folder in _refused:
+        _run_hydra("train", flags, overrides, job)
+    for folder in refused:
         _remove(folder)
-    if _refused:
-        raise next(iter(_refused.values()))  # the others are mostly the same
-    return max(_exit_codes)
+    if refused:
+        raise next(iter(refused.values()))  # the others are mostly the same
+    return max(exit_codes)
 
 
 def _remove(job: Path) -> None:
@@ -58,11 +63,11 @@ def _remove(job: Path) -> None:
             os.removedirs(os.path.relpath(job.parent.parent))
 
 
-def _run_hydra(command: str, flags: list[str], overrides: list[str]) -> int:
+def _run_hydra(command: str, flags: list[str], overrides: list[str], job: Callable[[DictConfig], None]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise where it would print and exit
     before, sys.argv = sys.argv, [f"lora-sweep {command}", *flags, *with_local_data(overrides)]
     try:
-        _job()
+        hydra.main(version_base="1.3", config_path=f"pkg://{CONF}", config_name="config")(job)()
     except SystemExit as ended:
         return 2 if ended.code else 0
     finally:
@@ -82,18 +87,15 @@ def _check_jobs(overrides: list[str], config_dir: str | None) -> None:
         resolve(Composer([*texts_of(plain), *job], config_dir).compose())
 
 
-@hydra.main(version_base="1.3", config_path=f"pkg://{CONF}", config_name="config")
-def _job(cfg: DictConfig) -> None:
+def _train(cfg: DictConfig, quiet: bool) -> int:
+    """One of Hydra's jobs."""
     from sweeps import train
 
     job = HydraConfig.get()
     overrides = list(job.overrides.task)
     config = _numbered(resolve(cfg), job.job.num)
     folder = Path(job.runtime.output_dir)
-    try:
-        _exit_codes.append(train.run(config, written_keys(parse(overrides)), overrides, folder))
-    except UserError as error:
-        _refused[folder] = error
+    return train.run(config, written_keys(parse(overrides)), overrides, quiet, folder)
 
 
 def _numbered(config: SweepConfig, number: int) -> SweepConfig:

@@ -63,7 +63,7 @@ def _join(argv: list[str]) -> int:
     from sweeps.space import make_job
 
     flags = Flags.parse(argv)
-    return run(make_job(flags.overrides, flags.config_dir), is_member=True)
+    return run(make_job(flags.overrides, flags.config_dir, flags.quiet), is_member=True)
 
 
 def _leave_with_parent() -> None:

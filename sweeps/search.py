@@ -67,7 +67,7 @@ def _run(job: Job, is_member: bool) -> int:
     name = study_name(job.config, job.config.search.name)
     folder = Path(job.config.output_dir).absolute() / name
     check_places(job.config, folder)
-    display = Display(job.config.n_trials, constraints_of(job.config.to_dict()))
+    display = Display(job.config.n_trials, constraints_of(job.config.to_dict()), job.quiet)
     earlier = earlier_record(folder)
     slots, choose = slots_for(job.config, earlier)
     try:
@@ -87,7 +87,7 @@ def _run(job: Job, is_member: bool) -> int:
     if not search.leads:
         return 0
     summary, found = search_summary(folder)
-    display.say(summary)
+    display.answer(summary)
     return 0 if found else 1
 
 
@@ -154,7 +154,7 @@ class Search:
             if self.leads:
                 self._finish(worker)
             else:
-                self.display.say(
+                self.display.answer(
                     f"All trials have ended. The process that leads writes the report: {self.study.crew.lead}."
                 )
 
@@ -297,7 +297,7 @@ class Search:
         with self.display.doing("Telling MLflow"):
             problem = self.tracker.close_study(self.record, "complete", report)
         if problem:
-            self.display.say(problem)
+            self.display.answer(problem)
         self._save("complete")
 
     def _note(self, line: str) -> None:

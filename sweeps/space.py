@@ -34,7 +34,8 @@ __all__ = ["Axis", "Job", "cap_config", "cap_num_layers", "make_job"]
 @dataclass
 class Job:
     """`config`: the default one, no axis applied. `written`: keys with one value on the command line.
-    `depth`: the blocks of the model, once known; a packaged num_layers above it means all of them."""
+    `depth`: the blocks of the model, once known; a packaged num_layers above it means all of them. `quiet`: only what
+    came out is to be said."""
 
     config: SweepConfig
     axes: list[Axis]
@@ -42,6 +43,7 @@ class Job:
     argv: list[str]
     composer: Composer = field(repr=False)
     depth: int | None = None
+    quiet: bool = False
 
     @property
     def conditions(self) -> Conditions:
@@ -81,15 +83,15 @@ def _put(cfg: Any, key: str, value: Any) -> None:
         raise explain(error, KEYS) from None
 
 
-def make_job(overrides: list[str], config_dir: str | None = None) -> Job:
+def make_job(overrides: list[str], config_dir: str | None = None, quiet: bool = False) -> Job:
     """The search that the overrides ask for; every choice or end of its axes is checked."""
     plain, sweeps = split(overrides)
     composer = Composer(texts_of(plain), config_dir)
     written = written_keys(plain)
-    argv = [*(["--config-dir", config_dir] if config_dir else []), *overrides]
+    flags = [*(["--quiet"] if quiet else []), *(["--config-dir", config_dir] if config_dir else [])]
     axes = _axes(composer, sweeps, written)
     _check_methods(composer, axes)
-    job = Job(resolve(composer.compose()), axes, written, argv, composer)
+    job = Job(resolve(composer.compose()), axes, written, [*flags, *overrides], composer, quiet=quiet)
     if job.config.resume is not None:
         raise UserError(f"resume={job.config.resume}: one trial goes on by itself, lora-sweep train resume=…")
     if not job.axes:

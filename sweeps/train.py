@@ -30,24 +30,26 @@ from sweeps.telling import SETTLE, Teller
 from sweeps.tracking import Tracker
 
 
-def run(config: SweepConfig, written: set[str], argv: list[str], folder: Path | None = None) -> int:
-    """Trains once, into `folder` (default: <output_dir>/train/<name>).
+def run(
+    config: SweepConfig, written: set[str], argv: list[str], quiet: bool = False, folder: Path | None = None
+) -> int:
+    """Trains once, into `folder` (default: <output_dir>/train/<name>). `quiet`: says only what came out.
 
     Returns the exit code: 1 if the run diverged, or if the training process died. Raises UserError for bad
     input, before anything is written.
     """
     with interrupts.handled():
-        return _run(config, written, argv, folder)
+        return _run(config, written, argv, quiet, folder)
 
 
-def _run(config: SweepConfig, written: set[str], argv: list[str], folder: Path | None) -> int:
+def _run(config: SweepConfig, written: set[str], argv: list[str], quiet: bool, folder: Path | None) -> int:
     source = source_of(config) if config.resume else None
     config = continued(config, written, source) if source else config
     name = study_name(config, "train")
     folder = (folder or Path(config.output_dir) / "train" / name).absolute()
     check_places(config, folder)
     _check_new(folder)
-    display = Display(1)
+    display = Display(1, quiet=quiet)
     try:
         with Worker(Setup(config.to_dict(), 1), display.progress) as worker:
             with display.doing("Loading the model and the data"):
@@ -111,8 +113,8 @@ class Run:
             self.tracker.end_trial(trial)
             fused = self._fused(worker, trial)
         if self.untold:
-            self.display.say(self.untold)
-        self.display.say(train_summary(self.folder, self.record, trial, self.base, fused))
+            self.display.answer(self.untold)
+        self.display.answer(train_summary(self.folder, self.record, trial, self.base, fused))
         return 0 if trial.state == "complete" else 1
 
     def _heed(self) -> None:

@@ -81,11 +81,21 @@ def test_the_help_of_a_command_lists_groups_and_keys(command: str, capsys: pytes
 
 def test_train_passes_the_configuration_on(calls: list[tuple[Any, ...]], folder: Path) -> None:
     assert main(["train", "model=tiny", "lora_parameters.rank=16"]) == 0
-    config, written, argv = calls[0]
+    config, written, argv, quiet = calls[0]
     assert (config.model.path, config.lora_parameters.rank) == ("builtin:tiny", 16)
     assert written == {"model", "lora_parameters.rank"}
-    assert argv == ["model=tiny", "lora_parameters.rank=16"]
+    assert (argv, quiet) == (["model=tiny", "lora_parameters.rank=16"], False)
     assert list(folder.iterdir()) == []
+
+
+def test_quiet_is_passed_on(calls: list[tuple[Any, ...]]) -> None:
+    assert main(["train", "--quiet", "model=tiny"]) == 0
+    assert main(["train", "-m", "seed=1,2", "--quiet"]) == 0
+    assert [call[3] for call in calls] == [True] * 3
+    assert main(["search", "lora_parameters.rank=4,8", "--quiet"]) == 0
+    (job,) = calls[-1]
+    assert job.quiet and job.argv == ["--quiet", "lora_parameters.rank=4,8"]  # as resumed, or joined by workers
+    assert main(["plan", "--quiet", "lora_parameters.rank=4,8"]) == 2
 
 
 def test_search_passes_the_job_on(calls: list[tuple[Any, ...]], folder: Path) -> None:
@@ -127,8 +137,8 @@ def test_multirun_keeps_hydras_folders(calls: list[tuple[Any, ...]], folder: Pat
     configs = [call[0] for call in calls]
     assert [config.lora_parameters.rank for config in configs] == [4, 8]
     assert [config.study for config in configs] == ["mine-0", "mine-1"]
-    assert [call[3].parent.parent.parent for call in calls] == [folder / "multirun"] * 2
-    assert [call[3].name for call in calls] == ["0", "1"]
+    assert [call[4].parent.parent.parent for call in calls] == [folder / "multirun"] * 2
+    assert [call[4].name for call in calls] == ["0", "1"]
     assert calls[1][1] == {"model", "lora_parameters.rank", "study"}
     assert [path.name for path in folder.iterdir()] == ["multirun"]
 
