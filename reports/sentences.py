@@ -51,6 +51,14 @@ def body(answer: Answer) -> list[str]:
     return [*told, *confirmation(answer), *_cheapest(answer), test_set(answer), *_savings(answer)]
 
 
+def gist(answer: Answer) -> list[str]:
+    """The same, as far as a terminal's window has room for it: of the runners-up the first one only."""
+    if answer.winner is None:
+        return body(answer)
+    told = [f"That is {_beside(gain)}." for gain in answer.gains]
+    return [*told, *_runner_up(answer), test_set(answer), *_savings(answer)]
+
+
 def passed(health: Health) -> str:
     """Which checks found nothing."""
     told = [f"Nothing found by: {', '.join(health.passed)}."] if health.passed else []
@@ -72,14 +80,31 @@ def confirmation(answer: Answer) -> list[str]:
     """What other seeds say of the winner."""
     if answer.finalists:
         winner, *others = answer.finalists
-        kept = f"The adapter kept is that of its own seed, with a validation loss of {loss(answer.own_loss)}."
-        return [_spread(winner), *map(_lead, answer.leads, others), kept]
+        return [_spread(winner), *map(_lead, answer.leads, others), _kept(answer)]
     done, planned = answer.confirming
     if done < planned:
         return [f"{done} of {planned} trainings with other seeds have ended: nothing is confirmed yet."]
     if answer.repeated:
         return ["Some settings were trained with several seeds; the gains above are those of single runs."]
     return ["One seed per point: no spread known yet."]
+
+
+def _runner_up(answer: Answer) -> list[str]:
+    """What other seeds say of the winner and of the trial that comes next."""
+    if not answer.finalists:
+        following = [f"Next is {each.name}, {loss(each.behind)} behind." for each in answer.runners_up[:1]]
+        return [" ".join([*confirmation(answer), *following])]
+    winner, *others = answer.finalists
+    leads = [
+        f"Its lead over {other.name} (mean {loss(other.mean)}) is {loss(lead.nats)}: {_judged(lead)}."
+        for lead, other in zip(answer.leads, others, strict=True)
+        if not other.failed
+    ]
+    return [_spread(winner), *leads[:1], _kept(answer)]
+
+
+def _kept(answer: Answer) -> str:
+    return f"The adapter kept is that of its own seed, with a validation loss of {loss(answer.own_loss)}."
 
 
 def _spread(seeds: Seeds) -> str:
@@ -100,8 +125,12 @@ def _lead(lead: Lead, other: Seeds) -> str:
 def verdict(lead: Lead) -> str:
     """Whether a lead is more than noise, and by which numbers."""
     if lead.t is None or lead.needed is None:
-        return "with a single loss nobody can tell whether that is noise"
-    return f"{judged(lead)} (t = {lead.t:.2f}, {lead.needed:.2f} needed; {RULE})"
+        return _judged(lead)
+    return f"{_judged(lead)} (t = {lead.t:.2f}, {lead.needed:.2f} needed; {RULE})"
+
+
+def _judged(lead: Lead) -> str:
+    return "with a single loss nobody can tell whether that is noise" if lead.beyond_noise is None else judged(lead)
 
 
 def judged(lead: Lead | None) -> str:

@@ -1,12 +1,10 @@
 """What follows the last trial of a search. What fails here is said, and can be done again: the trials are complete."""
 
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 
 from lora_core.errors import first_line
 from lora_core.records import StudyRecord, adapter_damage
-from reports.wording import typed
 from sweeps.client import Worker, WorkerDied
 from sweeps.config import SweepConfig
 from sweeps.display import Display
@@ -14,7 +12,7 @@ from sweeps.keep import drop_adapters
 from sweeps.protocol import Fused
 from sweeps.sampling import sample
 from sweeps.scoring import score
-from sweeps.study_folder import write_log
+from sweeps.study_folder import command_on, write_log
 from sweeps.telling import Teller
 
 
@@ -82,8 +80,6 @@ class Closing:
             with self.display.doing("Writing the report"):
                 return build(self.folder).parent
         except Exception as error:  # whatever it is, hours of training must not look lost for it
-            again = typed(
-                shlex.join(["lora-sweep", "report", self.record.study, "--output-dir", str(self.folder.parent)])
-            )
+            again = command_on(self.record, self.folder, "report")
             self.note(f"The report could not be written ({first_line(error)}). Once mended: {again}")
             return None

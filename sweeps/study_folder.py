@@ -42,6 +42,12 @@ def resume_command(argv: list[str], name: str) -> str:
     return typed(shlex.join(["lora-sweep", "search", *overrides, f"study={name}"]))
 
 
+def command_on(study: StudyRecord, folder: Path, command: str, *more: str) -> str:
+    """What to type for a command about the study that lies in `folder`."""
+    place = [] if study.config.get("output_dir") == "outputs" else ["--output-dir", str(folder.parent)]
+    return typed(shlex.join(["lora-sweep", command, study.study, *more, *place]))
+
+
 def check_writable(key: str, folder: Path) -> None:
     """Raises UserError if nothing can be written to `folder`, which `key` set; leaves nothing there."""
     nearest = next(parent for parent in (folder, *folder.parents) if parent.exists())

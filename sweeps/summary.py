@@ -1,26 +1,37 @@
-"""The closing lines of a command: what came out, by how much, and how to use it; in the report's own words."""
+"""The closing lines of a command: what came out, by how much, and how to use it; in the report's own words.
 
+They fit a window of 24 lines of 80 characters, where names and paths are of the usual length.
+"""
+
+import os
+import shlex
 from pathlib import Path
 
 from lora_core.records import StudyRecord, TrialRecord
 from reports import sentences, wording
 from reports.answer import compute
-from reports.study import Study, generate_command, load, searched_keys, short_names, test_loss
+from reports.study import Study, generate_command, searched_keys, short_names, test_loss
+from sweeps.standing import standing
+from sweeps.study_folder import command_on
 
 
 def search_summary(folder: Path) -> tuple[str, bool]:
-    """The winner and its gains, where everything is, and the command that uses the winner; and whether there is a
+    """The winner and its gains, where everything is, and the commands that use the winner; and whether there is a
     winner."""
-    study = load(folder)
+    study = standing(folder)
     answer = compute(study)
     lines = ["", sentences.headline(answer)]
     if answer.winner is not None:
         lines.append(f"  {wording.settings(answer.winner.params, short_names(searched_keys(study)))}")
-    lines += [f"  {sentence}" for sentence in sentences.body(answer)]
+    lines += [f"  {sentence}" for sentence in sentences.gist(answer)]
+    lines.append(f"  {sentences.status(answer)} Training took {wording.clock(study.seconds)}.")
+    if answer.adapter is not None:
+        lines.append(f"Adapter {near(answer.adapter)}")
     if (folder / "report" / "report.html").exists():
-        lines.append(f"Report  {folder / 'report' / 'report.html'}")
-    lines += _where(study.record, answer.command)
-    return "\n".join(lines), answer.winner is not None
+        lines.append(f"Report  {near(folder / 'report' / 'report.html')}")
+    lines += _mlflow(study.record)
+    uses = [answer.command, command_on(study.record, folder, "generate", "…")] if answer.command else []
+    return "\n".join([*lines, *_use(*uses, command_on(study.record, folder, "report"))]), answer.winner is not None
 
 
 def study_note(study: Study) -> str:
@@ -48,13 +59,25 @@ def train_summary(folder: Path, record: StudyRecord, trial: TrialRecord, base: f
         f"  That is {wording.loss(abs(gain))} nats per token ({wording.percent(100 * abs(gain) / base)}) {side} "
         f"the loss before the first step ({wording.loss(base)}).",
         *([] if tested is None else [f"Test loss {wording.loss(tested)}"]),
-        f"Adapter {trial.adapter}", *([f"Merged  {fused}"] if fused else []),
+        *([f"Adapter {near(trial.adapter)}"] if trial.adapter else []), *([f"Merged  {near(fused)}"] if fused else []),
     ]  # fmt: skip
-    study = Study(folder, record, [trial], {})
-    return "\n".join([*lines, *_where(record, generate_command(study, trial))])
+    command = generate_command(Study(folder, record, [trial], {}), trial)
+    return "\n".join([*lines, *_mlflow(record), *(_use(command) if command else [])])
 
 
-def _where(record: StudyRecord, command: str | None) -> list[str]:
+def near(path: Path | str) -> str:
+    """As one would type it here."""
+    return os.path.relpath(path) if Path(path).is_relative_to(Path.cwd()) else str(path)
+
+
+def _use(*commands: str) -> list[str]:
+    return ["Use it", *(f"  {command}" for command in commands)]
+
+
+def _mlflow(record: StudyRecord) -> list[str]:
+    """The page of the study or run, and what serves it."""
+    uri = record.tracking.get("uri", "")
+    is_default = uri in ("", os.environ.get("MLFLOW_TRACKING_URI"), "sqlite:///mlflow.db")
+    words = ["lora-sweep", "ui", record.study, *([] if is_default else ["--uri", uri])]
     lines = [f"MLflow  {record.tracking['link']}"] if "link" in record.tracking else []
-    lines.append(f"  ({wording.typed('lora-sweep ui')} serves it, unless a server does)")
-    return [*lines, "Use it", f"  {command}"] if command else lines
+    return [*lines, f"  ({wording.typed(shlex.join(words))} serves it, unless a server does)"]

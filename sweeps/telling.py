@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lora_core.records import StudyRecord, TrialRecord
 from lora_core.trial import TrialSpec
-from reports.wording import typed
+from sweeps.study_folder import command_on
 from sweeps.tracking import Tracker
 
 SETTLE = 2.0  # seconds that a beginning waits for its run in MLflow to be made
@@ -79,7 +79,8 @@ class Teller:
         problem = self.tracker.problem
         if problem is None and not self._closed.is_set():
             problem = "MLflow could not be told everything: it does not answer."
-        return None if problem is None else f"{problem}\nOnce it is back: {sync_command(study, self.tracker.folder)}"
+        again = command_on(study, self.tracker.folder, "sync")
+        return None if problem is None else f"{problem}\nOnce it is back: {again}"
 
     def _patience(self, state: str) -> float:
         return LAST_TRY if self._gone or state != "complete" else STALLED
@@ -129,9 +130,3 @@ class Teller:
         else:
             self._pause = min(LONGEST_PAUSE, 2 * self._pause)
         self._last = time.monotonic()
-
-
-def sync_command(study: StudyRecord, folder: Path) -> str:
-    """What to type to have MLflow told the rest."""
-    place = "" if study.config.get("output_dir") == "outputs" else f" --output-dir {folder.parent}"
-    return typed(f"lora-sweep sync {study.study}{place}")
