@@ -20,11 +20,11 @@ SIDES = ("lora_a", "lora_b", "m")  # mlx_lm's names of what a layer learns, the 
 Adapter = Sequence[Weights]  # A [in, r], B [r, out], and with DoRA m [out], by site
 
 
-def adapter_config(config: TrainConfig, depth: int, sites: Sequence[Site], model: ModelInfo) -> dict[str, Any]:
+def adapter_config(config: TrainConfig, sites: Sequence[Site], model: ModelInfo) -> dict[str, Any]:
     """What `mlx_lm.load` needs to rebuild the layers, what a reader wants to know, and what base it is for."""
     lora = config.lora_parameters
     common = {
-        "fine_tune_type": config.train_type, "num_layers": depth,
+        "fine_tune_type": config.train_type, "num_layers": model.depth - config.bottom(model.depth),
         "model": model.folder, "model_path": model.path, "model_fingerprint": model.fingerprint,
     }  # fmt: skip
     if config.train_type == "full":

@@ -124,6 +124,10 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    def bottom(self, depth: int) -> int:
+        """The lowest of the model's blocks that is trained."""
+        return 0 if self.num_layers == "all" else depth - int(self.num_layers)
+
 
 def _build(cls: Any, values: dict[str, Any]) -> Any:
     known = {f.name: f for f in fields(cls)}

@@ -6,9 +6,9 @@ A trial's result depends on its own configuration alone: its step i uses batch i
 
 import math
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,29 +17,24 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from lora_core import adapters, backend, checkpoint, full
-from lora_core.adapter_files import adapter_config, load_adapter, named
+from lora_core import adapters, backend, checkpoint
 from lora_core.adapter_folder import save_adapter
 from lora_core.answers import continuations
 from lora_core.batches import Batch, order, steps_for
 from lora_core.config import LoraParameters, TrainConfig, check
 from lora_core.data import Dataset
-from lora_core.errors import UserError
 from lora_core.feed import Feed
 from lora_core.frozen import freeze_norms
-from lora_core.full import FullPack, Weight
-from lora_core.fuse import fuse, write_model
 from lora_core.head import head_losses
-from lora_core.keys import check_keys
+from lora_core.learned import AdaptedLayers, AnyPack, OwnWeights
 from lora_core.models import Base
 from lora_core.models.loading import load_folder
 from lora_core.models.quantised import requantise
-from lora_core.pack import Pack
 from lora_core.prefix import PrefixCache
 from lora_core.records import ADAPTER, remove_checkpoint
-from lora_core.resume import Start, refitted, refitted_full
+from lora_core.resume import Start
 from lora_core.samples import ANSWER_TOKENS, Answer
-from lora_core.slot import Slot, Stopwatch, adapts
+from lora_core.slot import Slot, Stopwatch
 from lora_core.split import Split, Whole, choose_split
 from lora_core.stacks import State
 from lora_core.step import Computation, Rows
@@ -51,11 +46,6 @@ WRITERS = 8  # trials whose last files are written at the same time
 BEATEN = "beaten at the same step by earlier trials"
 AHEAD = 16  # batches that frozen blocks may see before their turn
 PREFIX_SHARE = 0.125  # of the device's memory, for hidden states after frozen blocks
-
-UNEVEN = (3, 5, 6)  # bits, of which no whole number fills 32
-DORA_NOTE = "mlx_lm cannot load DoRA over 3, 5 or 6 bits: use the merged model, which fuse=true writes."
-
-AnyPack = Pack | FullPack
 
 
 class Engine:
@@ -78,7 +68,7 @@ class Engine:
         self.joins = self.split.joins  # trials of different depth share a pack
         self.running: list[tuple[Slot, AnyPack, Feed]] = []
         self._feeds: dict[Hashable, Feed] = {}
-        self._packs: dict[Hashable, Pack] = {}
+        self._own, self._adapted = OwnWeights(base, self.split), AdaptedLayers(base, self.split, self.sites)
         self._writers = ThreadPoolExecutor(WRITERS)
         self._unheard: list[tuple[list[Slot], mx.array]] = []  # steps not waited for yet
         self._watch = Stopwatch()
@@ -94,27 +84,24 @@ class Engine:
         """Raises UserError for what only the model, the data or `resume_adapter_file` can tell."""
         self._check(config)
         start = self._resumed(config)
-        self.notes += [note for note in (start.notes if start else []) if note not in self.notes]
+        self._say(start.notes if start else [])
 
     def _check(self, config: TrainConfig) -> None:
         check(config)
-        check_keys(config.lora_parameters.keys, self.base.info.linear_keys)
-        if config.train_type == "dora" and any(isinstance(s.module, adapters.ExpertLora) for s in self._sites(config)):
-            raise UserError(
-                "train_type=dora: layers of experts take LoRA alone. Leave them out by lora_parameters.keys."
-            )
-        if config.train_type == "dora" and self.base.info.bits in UNEVEN and DORA_NOTE not in self.notes:
-            self.notes.append(DORA_NOTE)
-        if config.train_type == "full" and self.base.info.bits:
-            raise UserError(
-                f"train_type=full: the base model is quantised to {self.base.info.bits} bits, which no gradient step "
-                "can change.\nTrain adapters (lora, dora), or give a model.path in full precision."
-            )
+        self._say(self.learned(config).check(config))
+
+    def _say(self, notes: list[str]) -> None:
+        self.notes += [note for note in notes if note not in self.notes]
+
+    def learned(self, config: TrainConfig) -> AdaptedLayers | OwnWeights:
+        """Whom to ask about what such a trial learns."""
+        return self._own if config.train_type == "full" else self._adapted
 
     def place(self, spec: TrialSpec, config: TrainConfig) -> tuple[Slot, AnyPack, Feed]:
         """The trial's slot, not in the pack yet, the pack it shares, and the batches it trains on."""
         feed = self.feed(config)
-        return Slot(spec, config, self.bottom(config), self._order(spec, config, feed)), self._pack(config, feed), feed
+        slot = Slot(spec, config, config.bottom(self.base.info.depth), self._order(spec, config, feed))
+        return slot, self.learned(config).pack(config, self.computation, feed.key, self.joins), feed
 
     def start(self, spec: TrialSpec) -> None:
         """Puts a trial into a free slot and evaluates it before its first step."""
@@ -214,13 +201,8 @@ class Engine:
 
     def fuse(self, adapter_folder: Path, config: TrainConfig, folder: Path) -> float:
         """Merges a saved adapter into the base model and writes it to `folder`; returns the error of `fuse`."""
-        blocks = self.split.blocks
-        if config.train_type == "full":
-            with self._carrying(str(adapter_folder), config):
-                write_model(folder, self.base, blocks)
-            return 0.0  # it is what was evaluated, to the bit
-        learned, multiplier = self._load(str(adapter_folder), config), config.lora_parameters.multiplier
-        return fuse(folder, self.base, blocks, self._sites(config), list(learned.values()), multiplier)
+        kind = self.learned(config)
+        return kind.fuse(kind.load(str(adapter_folder), config), config, folder)
 
     def requantise(self, folder: Path, quantization: str, config: TrainConfig) -> tuple[float, float]:
         """Puts the merged model in `folder` in fewer bits. Returns by which share of its size that has changed its
@@ -233,7 +215,7 @@ class Engine:
     def score(self, config: TrainConfig, adapter_folder: Path | None, split: str = "test") -> float:
         """Mean loss over all counted tokens of the test set, or another, with a saved adapter of this configuration or,
         where there is none, of the base model. Raises UserError if the adapter cannot be loaded."""
-        learned = None if adapter_folder is None else Start(self._load(str(adapter_folder), config))
+        learned = None if adapter_folder is None else Start(self.learned(config).load(str(adapter_folder), config))
         slot, pack, feed = self.place(TrialSpec("score", "base", config.to_dict(), ""), config)
         pack.add(slot, learned.state if learned else None)
         try:
@@ -244,23 +226,11 @@ class Engine:
     def answers(self, config: TrainConfig, adapter_folder: Path | None) -> list[Answer]:
         """Answers to the samples of the data, with a saved adapter of this configuration or, where there is none, of
         the base model. Raises UserError if the adapter cannot be loaded."""
-        samples = self.data.samples
-        with nullcontext() if adapter_folder is None else self._carrying(str(adapter_folder), config):
+        samples, kind = self.data.samples, self.learned(config)
+        learned = None if adapter_folder is None else kind.load(str(adapter_folder), config)
+        with nullcontext() if learned is None else kind.carried(learned, config):
             found = continuations(self.base, [sample.tokens for sample in samples], ANSWER_TOKENS)
         return [Answer(s.prompt, s.expected, text.strip()) for s, text in zip(samples, found, strict=True)]
-
-    @contextmanager
-    def _carrying(self, adapter_folder: str, config: TrainConfig) -> Iterator[None]:
-        """Inside the `with` the model is what a saved adapter makes of it."""
-        learned = self._load(adapter_folder, config)
-        if config.train_type == "full":
-            with full.carrying(self._weights(config), [weight for (weight,) in learned.values()]):
-                yield
-            return
-        sites, multiplier = self._sites(config), config.lora_parameters.multiplier
-        actives = [adapters.alone(site, learned[site.index], multiplier) for site in sites]
-        with adapters.activated(sites, actives):
-            yield
 
     def _split(self) -> Split | Whole:
         split, note = choose_split(self.base.model)
@@ -279,51 +249,12 @@ class Engine:
         steps = steps_for(config.trainer, len(feed.train))
         return order(len(feed.train), steps * config.trainer.grad_accumulation, config.seed, spec.repeat)
 
-    def bottom(self, config: TrainConfig) -> int:
-        """The lowest adapted block."""
-        return 0 if config.num_layers == "all" else self.base.info.depth - int(config.num_layers)
-
-    def _sites(self, config: TrainConfig) -> list[adapters.Site]:
-        """The layers that a trial adapts."""
-        bottom = self.bottom(config)
-        return [site for site in self.sites if adapts(config, bottom, site)]
-
-    def _weights(self, config: TrainConfig) -> list[Weight]:
-        """Those of the model that a trial trains itself."""
-        return full.trained_weights(self.split, self.bottom(config), config.num_layers == "all")
-
-    def _pack(self, config: TrainConfig, feed: Feed) -> AnyPack:
-        if config.train_type == "full":
-            return FullPack(self.computation, self._weights(config), config.num_layers == "all")
-        lora = config.lora_parameters
-        depth = None if self.joins else self.bottom(config)
-        trainer = config.trainer
-        key = (
-            feed.key, depth, config.train_type, lora.dropout_on, lora.compute_dtype, trainer.grad_checkpoint,
-            trainer.grad_accumulation,
-        )  # fmt: skip
-        if key not in self._packs:
-            self._packs[key] = Pack(self.computation, self.sites, config)
-        return self._packs[key]
-
     def _resumed(self, config: TrainConfig, repeat: int = 0) -> Start | None:
         """What `resume_adapter_file` starts from; None: what every new trial does."""
-        path, base = config.resume_adapter_file, self.base.info.fingerprint
+        path, kind = config.resume_adapter_file, self.learned(config)
         if path is None:
             return None
-        if config.resume_strict:
-            return Start(self._load(path, config))
-        if config.train_type == "full":
-            return refitted_full(path, self._weights(config), base)
-        return refitted(path, self.split, self._sites(config), config, repeat, base)
-
-    def _load(self, path: str, config: TrainConfig) -> dict[int, adapters.Weights]:
-        base = self.base.info.fingerprint
-        if config.train_type == "full":
-            return full.load_weights(path, self._weights(config), base)
-        sites, dora = self._sites(config), config.train_type == "dora"
-        loaded = load_adapter(path, self.split, sites, config.lora_parameters.rank, dora, base)
-        return {site.index: weights for site, weights in zip(sites, loaded, strict=True)}
+        return Start(kind.load(path, config)) if config.resume_strict else kind.refitted(path, config, repeat)
 
     def _next_batches(self, slot: Slot, feed: Feed) -> list[Batch]:
         return [feed.train[index] for index in slot.coming[: slot.per_step]]
@@ -374,29 +305,16 @@ class Engine:
         if slot.spec.role == "base":
             metrics = {"best_val_loss": slot.last, "final_val_loss": slot.last, "val_perplexity": math.exp(slot.last)}
         elif slot.best_adapter is not None:
-            return partial(_write, slot, state, reason, metrics, *self._adapter(slot))
+            return partial(_write, slot, state, reason, metrics, *self._best(slot))
         return partial(_write, slot, state, reason, metrics)
 
-    def _adapter(self, slot: Slot) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """The best adapter's tensors by name, on the host, and what `adapter_config.json` says of it."""
-        sites, best = self._sites(slot.config), slot.best_adapter
-        config = adapter_config(slot.config, self.base.info.depth - slot.bottom, sites, self.base.info)
-        if slot.config.train_type == "full":
-            weights = self._weights(slot.config)
-            return _on_host({weight.name: best[place][0] for place, weight in enumerate(weights)}), config
-        tensors = named(self.split, sites, [best[site.index] for site in sites])
-        return _on_host(dict(tensors)), config
+    def _best(self, slot: Slot) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """The tensors of the best checkpoint by name, on the host, and what `adapter_config.json` says of them."""
+        tensors, described = self.learned(slot.config).saved(slot.best_adapter, slot.config)
+        return _on_host(tensors), described
 
     def _costs(self, config: TrainConfig) -> dict[str, float]:
-        return {"trainable_params": self.trainable(config), "peak_memory_gb": backend.peak_memory_gb()}
-
-    def trainable(self, config: TrainConfig) -> int:
-        """The parameters that a trial trains."""
-        if config.train_type == "full":
-            return sum(weight.array.size for weight in self._weights(config))
-        shapes = [site.module.shapes() for site in self._sites(config)]
-        rows = sum(b[-1] for _, b in shapes) if config.train_type == "dora" else 0
-        return config.lora_parameters.rank * sum(math.prod(a) + math.prod(b) for a, b in shapes) + rows
+        return {"trainable_params": self.learned(config).parameters(config), "peak_memory_gb": backend.peak_memory_gb()}
 
 
 def _on_host(tensors: dict[str, mx.array]) -> dict[str, np.ndarray]:

@@ -69,8 +69,9 @@ def _chosen(
     if best.slots > 1:
         notes += [_bits(packs[1], packs[best.slots], best.slots), *_joining(engine, samples, best, packs)]
     gain = best.tokens_per_second / measured[0].tokens_per_second
-    deepest = timed(engine, sorted(samples, key=engine.trainable, reverse=True)[: best.slots], 1, _longest)
-    trainable = [engine.trainable(sample) for sample in samples]
+    trainable = [engine.learned(sample).parameters(sample) for sample in samples]
+    largest = [samples[place] for place in np.argsort(trainable, stable=True)[::-1][: best.slots]]
+    deepest = timed(engine, largest, 1, _longest)
     memory = deepest.peak_gb + _still_to_cache(engine, samples) + best.slots * max(trainable) * 4 / 1e9
     trial = statistics.mean(alone.trial_seconds(sample) for sample in samples) / gain
     return Probe(best.slots, measured, memory, trial, alone.fixed_seconds(samples), (min(trainable), max(trainable)),
@@ -102,7 +103,8 @@ class Alone:
         self.timed = {depth: timed(engine, [by_depth[depth]]) for depth in sorted(kept)}
 
     def depth(self, config: TrainConfig) -> int:
-        return self.engine.base.info.depth - self.engine.bottom(config)
+        depth = self.engine.base.info.depth
+        return depth - config.bottom(depth)
 
     def _at(self, config: TrainConfig, name: str) -> float:
         values = [getattr(each, name) for each in self.timed.values()]
@@ -258,7 +260,7 @@ def _still_to_cache(engine: Engine, samples: list[TrainConfig]) -> float:
     """GB of prefixes that the study will keep in memory beyond those that are there."""
     sizes: dict[Any, int] = {}
     for sample in samples:
-        feed, bottom = engine.feed(sample), engine.bottom(sample)
+        feed, bottom = engine.feed(sample), sample.bottom(engine.base.info.depth)
         padded = statistics.mean(batch.inputs.size for batch in feed.train) * _batches(feed, sample)
         padded += sum(batch.inputs.size for batch in feed.valid)
         if bottom and engine.prefixes.per_token:
@@ -280,7 +282,7 @@ def _bits(alone: Timed, packed: Timed, slots: int) -> str:
 def _joining(engine: Engine, samples: list[TrainConfig], best: Measured, packs: dict[int, Timed]) -> list[str]:
     """Lets trials of different depth share a pack only where that is faster."""
     configs = _first(samples, best.slots)
-    if not engine.joins or len({engine.bottom(config) for config in configs}) < 2:
+    if not engine.joins or len({config.bottom(engine.base.info.depth) for config in configs}) < 2:
         return []
     engine.joins = False
     apart = timed(engine, configs).seconds

@@ -35,8 +35,10 @@ def adapter_of(engine: Engine, sites, rank: int = RANK, value: float = 0.5):
 
 def save(engine: Engine, folder: Path, value: float = 0.5, **which) -> str:
     sites = sites_of(engine, **which)
-    config = TrainConfig(lora_parameters=LoraParameters(rank=RANK, scale_ratio=3.0, scaling="alpha_over_sqrt_r"))
-    made = adapter_config(config, 2, sites, engine.base.info)
+    config = TrainConfig(
+        num_layers=2, lora_parameters=LoraParameters(rank=RANK, scale_ratio=3.0, scaling="alpha_over_sqrt_r")
+    )
+    made = adapter_config(config, sites, engine.base.info)
     tensors = named(engine.split, sites, adapter_of(engine, sites, value=value))
     return save_adapter(folder, {name: np.array(tensor) for name, tensor in tensors}, made)
 

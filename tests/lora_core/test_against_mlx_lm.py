@@ -116,9 +116,11 @@ def logits(model, seed=0):
 def our_logits(engine, spec):
     """Logits of the base model with the trial's adapter in our own layers."""
     config = TrainConfig.from_dict(spec.config)
-    sites = engine._sites(config)
+    sites = engine.learned(config).of(config)
     actives = []
-    for site, (a, b, *m) in zip(sites, engine._load(f"{spec.folder}/adapters", config).values(), strict=True):
+    for site, (a, b, *m) in zip(
+        sites, engine.learned(config).load(f"{spec.folder}/adapters", config).values(), strict=True
+    ):
         a, b = a[None], config.lora_parameters.multiplier * b[None]
         actives.append(Active(a, b, None, None, False, m[0] / site.module.lengths(a, b) if m else None))
     with activated(sites, actives):

@@ -24,8 +24,8 @@ def logits(model) -> np.ndarray:
 
 def trained_logits(engine: Engine, spec: TrialSpec) -> np.ndarray:
     config = TrainConfig.from_dict(spec.config)
-    learned = engine._load(f"{spec.folder}/adapters", config)
-    with full.carrying(engine._weights(config), [weight for (weight,) in learned.values()]):
+    learned = engine.learned(config).load(f"{spec.folder}/adapters", config)
+    with full.carrying(engine.learned(config).of(config), [weight for (weight,) in learned.values()]):
         return logits(engine.base.model)
 
 

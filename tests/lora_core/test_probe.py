@@ -140,7 +140,7 @@ def test_parameters_are_counted(tmp_path):
     found = probe(new_engine(), samples(tmp_path, *MIXED), 1)
     per_rank = 3 * (64 + 64) + (64 + 64) + 3 * (64 + 128)
     engine = new_engine()
-    assert found.trainable == tuple(engine.trainable(c) for c in samples(tmp_path, MIXED[0], MIXED[1]))
+    assert found.trainable == tuple(engine.learned(c).parameters(c) for c in samples(tmp_path, MIXED[0], MIXED[1]))
     assert found.trainable[1] == 2 * 4 * found.trainable[0] and per_rank > 0
 
 

@@ -10,8 +10,9 @@ import pytest
 
 from lora_core import models
 from lora_core.config import TrainConfig
-from lora_core.engine import DORA_NOTE, Engine
+from lora_core.engine import Engine
 from lora_core.errors import UserError
+from lora_core.learned import DORA_NOTE
 from lora_core.models import loading, tiny
 from tests.lora_core.helpers import demo, losses, new_spec, run
 
