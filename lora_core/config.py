@@ -126,7 +126,7 @@ class TrainConfig:
 
     def bottom(self, depth: int) -> int:
         """The lowest of the model's blocks that is trained."""
-        return 0 if self.num_layers == "all" else depth - int(self.num_layers)
+        return 0 if self.num_layers == "all" else max(0, depth - int(self.num_layers))
 
 
 def _build(cls: Any, values: dict[str, Any]) -> Any:
@@ -190,6 +190,8 @@ def _check_quantization(config: TrainConfig) -> None:
     name, size = config.quantization, config.quantization_group_size
     if config.fuse_quantization is not None:
         _one_of("fuse_quantization", config.fuse_quantization, tuple(QUANTIZATIONS))
+        if not config.fuse:
+            raise UserError(f"fuse_quantization={config.fuse_quantization}: with fuse=false nothing is merged.")
     if name is None:
         return
     _one_of("quantization", name, tuple(QUANTIZATIONS))

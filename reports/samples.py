@@ -4,6 +4,7 @@
 """
 
 import json
+import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from lora_core.records import from_dict
 
 FILE = "samples.json"
+EMBEDDING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")  # of writing in one direction in another
 
 
 @dataclass
@@ -40,6 +42,21 @@ def load(folder: Path) -> Samples:
     """Those of the study in `folder`; none where there are none, or where the file is not ours."""
     try:
         told: dict[str, Any] = json.loads((folder / FILE).read_text())
-        return Samples(told["max_tokens"], told["adapters"], [from_dict(Row, row) for row in told["rows"]])
+        rows = [from_dict(Row, row) for row in told["rows"]]
+        return Samples(told["max_tokens"], told["adapters"], [_visible(row) for row in rows])
     except (OSError, ValueError, KeyError, TypeError):
         return Samples()
+
+
+def _visible(row: Row) -> Row:
+    answers = {name: visible(answer) for name, answer in row.answers.items()}
+    return Row(visible(row.prompt), visible(row.expected), answers)
+
+
+def visible(text: str) -> str:
+    """The text with escapes for characters that would command a terminal, a page or the direction of writing."""
+    return "".join(char.encode("unicode_escape").decode() if _commands(char) else char for char in text)
+
+
+def _commands(char: str) -> bool:
+    return (unicodedata.category(char) == "Cc" and char not in "\n\t") or unicodedata.bidirectional(char) in EMBEDDING

@@ -154,8 +154,8 @@ def samples(found: Samples) -> str:
     """How the answers were made, and how many are as expected."""
     right = [f"{found.right(name)} of {OVER.get(name, name)}" for name in found.adapters]
     return (
-        f"The likeliest continuations of {plural(len(found.rows), 'prompt')} from rows held back from training, "
-        f"up to {plural(found.max_tokens, 'token')}. As expected (✓): {listed(right)}."
+        f"The likeliest continuations of {plural(len(found.rows), 'prompt')} from the rows for tests or validation, up "
+        f"to {plural(found.max_tokens, 'token')}. As expected (✓): {listed(right)}."
     )
 
 

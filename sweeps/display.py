@@ -147,11 +147,12 @@ class Display:
         self.work.ended(record)
         if self.quiet:
             return
-        line = _line(record, record is self.best, broken(record, self.constraints) if record.role == "trial" else "")
+        breaks = broken(record, self.constraints) if record.role == "trial" else ""
         if self.console.is_terminal:
+            line = _line(record, record is self.best, breaks, self.console.width)
             self.console.print(line, soft_wrap=False, no_wrap=True, overflow="ellipsis", crop=True)
         else:
-            self.console.print(line)
+            self.console.print(_line(record, record is self.best, breaks))
 
     def halted(self) -> None:
         """The trials in training wait for another training process."""
@@ -189,8 +190,17 @@ class Display:
             self.best = record
 
 
-def _line(record: TrialRecord, is_best: bool, breaks: str = "") -> str:
+def _line(record: TrialRecord, is_best: bool, breaks: str = "", width: int | None = None) -> str:
+    """Settings are cut where the line is wider, what became of the trial is not."""
     value = "" if record.value is None else f"{record.value:.4f}"
-    how = {"pruned": f"pruned at step {record.step}", "failed": f"failed: {record.reason}"}
-    what = "  ".join(part for part in (short_settings(record), how.get(record.state, breaks)) if part)
-    return f"[bold]{record.name:<11}[/] {value:>8}{' ★' if is_best else '':<2} {escape(what)}"
+    how = {"pruned": f"pruned at step {record.step}", "failed": f"failed: {record.reason}"}.get(record.state, breaks)
+    name, reached = f"{record.name:<11}", f" {value:>8}{' ★' if is_best else '':<2} "
+    settings = short_settings(record)
+    if width is not None:
+        settings = cut(settings, width - len(name + reached) - len(how) - 2 * bool(how))
+    return f"[bold]{name}[/]{reached}{escape('  '.join(part for part in (settings, how) if part))}"
+
+
+def cut(text: str, width: int) -> str:
+    """With an ellipsis where it is wider."""
+    return text if len(text) <= width else text[: max(0, width - 1)] + "…"

@@ -55,6 +55,9 @@ def source_of(config: SweepConfig) -> Source:
         raise UserError(
             f"resume={config.resume}: {trial.name} has not ended. The command that began it goes on with it."
         )
+    if trial.adapter is None:
+        how = f"has failed ({trial.reason})" if trial.state == "failed" else "has learned nothing"
+        raise UserError(f"resume={config.resume}: {trial.name} {how}: there is nothing to go on with.")
     if not (folder / CHECKPOINT).is_file():
         raise UserError(
             f"resume={config.resume}: {trial.name} has left its adapter alone, not its whole state.\n"

@@ -43,7 +43,9 @@ def overview(place: Path) -> list[str]:
     """A line for each study, the newest first."""
     all_of_them = [standing(path.parent) for path in place.glob("*/study.json")]
     if not all_of_them:
-        raise UserError(f"{place} holds no studies. Other folder: --output-dir DIR.")
+        raise UserError(
+            f"{place} holds no studies. Other folder: --output-dir DIR, or in train and search output_dir=DIR."
+        )
     newest = sorted(all_of_them, key=lambda each: each.record.created, reverse=True)
     width = max(len(each.record.study) for each in newest)
     return [f"{each.record.study:<{width}}  {_state(each):<11}  {_counts(each)}{_best(each)}" for each in newest]

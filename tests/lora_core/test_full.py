@@ -93,6 +93,15 @@ def test_it_starts_from_saved_weights(make_spec) -> None:
         engine.start(deeper)
 
 
+def test_saved_weights_are_looked_at_before_the_number_of_blocks_is_known(make_spec) -> None:
+    """A model has fewer than num_layers asks for."""
+    engine, first = new_engine(), make_spec("first", train_type="full", num_layers=4)
+    run(engine, first)
+    config = {"train_type": "full", "num_layers": 16, "resume_adapter_file": f"{first.folder}/adapters"}
+    engine.check(TrainConfig.from_dict(make_spec("again", **config).config))
+    assert len(engine.learned(TrainConfig(train_type="full")).of(TrainConfig(num_layers=16))) > 0
+
+
 def test_a_diverging_one_ends_and_keeps_nothing(make_spec) -> None:
     bad, good = make_spec("bad", train_type="full", learning_rate=1e30, grad_clip=None), make_spec("good")
     ended, other = run(new_engine(2), bad, good)

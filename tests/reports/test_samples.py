@@ -7,7 +7,7 @@ from pathlib import Path
 import reports
 from lora_core.records import write_json
 from reports import samples, sentences
-from reports.samples import Row, Samples
+from reports.samples import Row, Samples, visible
 
 HOSTILE = "<script>alert(1)</script>|`x`\n<b>"
 FOUND = Samples(
@@ -50,3 +50,8 @@ def test_without_them_there_is_no_section(study_folder: Path) -> None:
     for content in ("no json", "[]", '{"rows": 3}'):
         (study_folder / samples.FILE).write_text(content)
         assert samples.load(study_folder) == Samples()
+
+
+def test_characters_that_command_are_shown_and_others_left() -> None:
+    assert visible("\x00\x1b[31mred\u202e") == "\\x00\\x1b[31mred\\u202e"
+    assert visible("two\nlines\tהלו 👩\u200d🚀 é") == "two\nlines\tהלו 👩\u200d🚀 é"

@@ -133,6 +133,7 @@ def test_a_bad_store_is_traced_to_the_environment(monkeypatch: pytest.MonkeyPatc
         ("quantization=4bit quantization_group_size=16", "is 16: expected 32 or 64 or 128 with 4bit"),
         ("quantization=mxfp4 quantization_group_size=64", "is 64: expected 32 with mxfp4"),
         ("quantization=8bit train_type=full", "no gradient step can change weights of few bits"),
+        ("fuse_quantization=4bit fuse=false", "fuse_quantization=4bit: with fuse=false nothing is merged."),
         ("fuse_quantization=3bit", "fuse_quantization is '3bit': expected one of 4bit, 6bit, 8bit, mxfp4."),
         ("train_type=ful", "train_type is 'ful': expected one of lora, dora, full. Did you mean full?"),
         ("optimizer.lora_plus_ratio=0", "optimizer.lora_plus_ratio is 0.0: expected a finite number above 0"),
