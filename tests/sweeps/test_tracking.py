@@ -76,7 +76,7 @@ class Sweep:
         adapter = Path(spec.folder) / "adapters"
         adapter.mkdir(parents=True, exist_ok=True)
         (adapter / "adapters.safetensors").write_bytes(b"weights")
-        values = {key: value for key, value in asdict(spec).items() if key != "folder"}
+        values = {key: value for key, value in asdict(spec).items() if key not in ("folder", "goes_on_from")}
         metrics = {"tokens_per_second": 90.0, "scale_ratio": 2.5, "best_val_loss": min(losses[1:] or losses)}
         best_step = 10 * losses.index(metrics["best_val_loss"])
         record = TrialRecord(
