@@ -187,6 +187,7 @@ class Search:
         """This process gave no sign of life for so long that another one leads now."""
         self.leads = False
         self.display.say(f"Another process leads the study now: {self.study.crew.lead}.")
+        self.tracker.give_way()
         self.tracker = self.trials.tracker = Teller(self.tracker.tracker, self.display.say)
         if self.trials.confirming:
             raise KeyboardInterrupt(signal.SIGINT)

@@ -4,6 +4,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -65,6 +66,17 @@ class Teller:
         told = threading.Event()
         self._put(told.set)
         told.wait(seconds)
+
+    def give_way(self) -> None:
+        """Tells nothing more, not even what it has still to tell: another process does."""
+        with suppress(queue.Empty):
+            while True:
+                self._events.get_nowait()
+        self._put(self._leave)
+
+    def _leave(self) -> None:
+        self.tracker.give_way()
+        self._closed.set()
 
     def close_study(self, study: StudyRecord, state: str, report_folder: Path | None) -> str | None:
         """Waits, within reason, until the store knows all; returns a line about what it lacks, if anything."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # `sweeps.connect` decides how mlflow is imported
     from mlflow.entities import Run
 
 P = ParamSpec("P")
+GIVEN_UP = {**INTERRUPTED, "sweep.role": "attempt"}
 
 
 def _if_reachable(
@@ -136,6 +137,14 @@ class Tracker:
             run, data = self.store.run(self.study.runs[name]), data_of(self.study, SPLITS[metric])
             self.store.log(run.info.run_id, [(metric, number, 0)], milliseconds(), model_of(run), data)
 
+    @_if_reachable
+    def give_way(self) -> None:
+        """Another process tells the study now: the runs that this one has left open were attempts."""
+        for run in self._live.values():
+            if self.store.run(run.run_id).info.status == "RUNNING":  # else the other has gone on with it
+                self.store.end(run.run_id, "KILLED", GIVEN_UP)
+        self._live.clear()
+
     def close_study(self, study: StudyRecord, state: str, report_folder: Path | None) -> None:
         """Ends the study's run, and those of trials still running; `state` is `complete` or `interrupted`."""
         if self.problem is not None:
@@ -234,7 +243,7 @@ class Tracker:
 
     def _give_up(self, run: "Run | None") -> None:
         if run is not None:
-            self.store.end(run.info.run_id, "KILLED", {**INTERRUPTED, "sweep.role": "attempt"})
+            self.store.end(run.info.run_id, "KILLED", GIVEN_UP)
 
     def _bring_up(self, record: TrialRecord, run: "Run | None") -> None:
         """Brings the run of one trial to what lies on disk."""
@@ -263,7 +272,7 @@ class Tracker:
         run_id = self.study.runs.get(name)
         self.study.runs = {}
         if run_id is not None and self.store.has_run(run_id):
-            self.store.end(run_id, "KILLED", {**INTERRUPTED, "sweep.role": "attempt"})
+            self.store.end(run_id, "KILLED", GIVEN_UP)
 
     def _start(self, spec: TrialSpec | TrialRecord, copied: bool = False) -> None:
         if spec.name in self._live:

@@ -261,6 +261,19 @@ def test_an_interrupted_study_is_reopened_with_a_new_run_for_the_trial(sweep: Sw
     assert sweep.mlflow_run().data.metrics["study/best_so_far"] == 1.0
 
 
+def test_who_tells_no_more_leaves_no_run_open(sweep: Sweep) -> None:
+    sweep.run(sweep.spec("trial-0000"), [3.0, 2.0])
+    for name in ("trial-0001", "trial-0002"):
+        sweep.tracker.start_trial(sweep.record, sweep.spec(name))
+    store = sweep.tracker.store
+    store.end(sweep.record.runs["trial-0002"], "FINISHED", {})  # by the other process
+    sweep.tracker.give_way()
+    runs = [sweep.mlflow_run(f"trial-000{i}") for i in range(3)]
+    assert [run.info.status for run in runs] == ["FINISHED", "KILLED", "FINISHED"]
+    assert [run.data.tags["sweep.role"] for run in runs] == ["trial", "attempt", "trial"]
+    assert sweep.mlflow_run().info.status == "RUNNING"
+
+
 def test_a_trial_that_is_run_again_at_once_ends_its_earlier_run(sweep: Sweep) -> None:
     sweep.tracker.start_trial(sweep.record, sweep.spec("trial-0000"))
     first = sweep.record.runs["trial-0000"]
