@@ -1,6 +1,7 @@
 """What follows the last trial of a search. What fails here is said, and can be done again: the trials are complete."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from lora_core.errors import first_line
@@ -47,23 +48,21 @@ class Closing:
 
     def score(self, worker: Worker, tracker: Teller) -> None:
         """Scores the test set, if there is one. The winner is known by now: what it says changes nothing."""
-        if not self.record.data["rows"].get("test"):
-            return
-        try:
-            with self.display.doing("Scoring the test set"):
-                problems = score(worker, self.folder, tracker)
-        except WorkerDied as death:
-            problems = [f"The test set was not scored: {write_log(self.folder, death)}"]
-        for problem in problems:
-            self.note(problem)
+        if self.record.data["rows"].get("test"):
+            ask = partial(score, worker, self.folder, tracker)
+            self._ask(ask, "Scoring the test set", "The test set was not scored")
 
     def sample(self, worker: Worker) -> None:
         """Has a few rows answered, for the report."""
+        self._ask(partial(sample, worker, self.folder), "Answering samples", "The samples were not answered")
+
+    def _ask(self, ask: Callable[[], list[str]], doing: str, failed: str) -> None:
+        """Something of the worker; notes the problems that there were."""
         try:
-            with self.display.doing("Answering samples"):
-                problems = sample(worker, self.folder)
+            with self.display.doing(doing):
+                problems = ask()
         except WorkerDied as death:
-            problems = [f"The samples were not answered: {write_log(self.folder, death)}"]
+            problems = [f"{failed}: {write_log(self.folder, death)}"]
         for problem in problems:
             self.note(problem)
 

@@ -195,12 +195,7 @@ def _line(record: TrialRecord, is_best: bool, breaks: str = "", width: int | Non
     value = "" if record.value is None else f"{record.value:.4f}"
     how = {"pruned": f"pruned at step {record.step}", "failed": f"failed: {record.reason}"}.get(record.state, breaks)
     name, reached = f"{record.name:<11}", f" {value:>8}{' ★' if is_best else '':<2} "
-    settings = short_settings(record)
+    settings = Text(short_settings(record))
     if width is not None:
-        settings = cut(settings, width - len(name + reached) - len(how) - 2 * bool(how))
-    return f"[bold]{name}[/]{reached}{escape('  '.join(part for part in (settings, how) if part))}"
-
-
-def cut(text: str, width: int) -> str:
-    """With an ellipsis where it is wider."""
-    return text if len(text) <= width else text[: max(0, width - 1)] + "…"
+        settings.truncate(max(0, width - len(name + reached) - len(how) - 2 * bool(how)), overflow="ellipsis")
+    return f"[bold]{name}[/]{reached}{escape('  '.join(part for part in (settings.plain, how) if part))}"
