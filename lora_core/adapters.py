@@ -19,6 +19,7 @@ from mlx.utils import tree_unflatten
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
 from lora_core.config import LoraParameters
+from lora_core.dropout import Dropout
 
 LINEAR = (nn.Linear, nn.QuantizedLinear)
 EXPERTS = (SwitchLinear, QuantizedSwitchLinear)
@@ -28,13 +29,12 @@ Weights = tuple[mx.array, ...]  # what a layer of a trial learns: A, B, and with
 
 @dataclass
 class Active:
-    """What one layer needs while a pack runs through it. Dropout is inverted: kept values are divided by `keep`."""
+    """What one layer needs while a pack runs through it."""
 
     a: mx.array  # [K, in, r]
     b: mx.array  # [K, r, out], multiplied by s already
-    keep: mx.array | None  # [K], None: no slot drops anything
-    keys: mx.array | None  # uint32 [K, 2]
-    drop_input: bool  # dropout on the input of ΔW, not on ΔW·x
+    dropout: Dropout | None = None  # None: no slot drops anything
+    drop_input: bool = False  # dropout on the input of ΔW, not on ΔW·x
     gain: mx.array | None = None  # [K, out], with DoRA: m by the length of each row of W + ΔW
     down: "Down | None" = None  # x·A of this layer and of the others that read the same x; None: there are no others
 
@@ -43,9 +43,15 @@ class Active:
         inner = (self.down or Down([self]))(x, self)
         if self.gain is not None:
             return _scaled(self, bias)(inner, self.b, self.gain, y)
-        delta = _up(inner, self.b)
-        delta = delta if self.drop_input else _drop(delta, self)
-        return _sum(y, delta.reshape(y.shape))
+        return _sum(y, self.dropped_output(_up(inner, self.b)).reshape(y.shape))
+
+    def dropped_input(self, x: mx.array) -> mx.array:
+        """The input of ΔW, dropped where dropout is on it."""
+        return self.dropout(x) if self.dropout and self.drop_input else x
+
+    def dropped_output(self, delta: mx.array) -> mx.array:
+        """ΔW·x, dropped where dropout is on it."""
+        return self.dropout(delta) if self.dropout and not self.drop_input else delta
 
     @property
     def learned(self) -> Weights:
@@ -140,11 +146,9 @@ class ExpertLora(StackedLora):
         def through(z: mx.array, weight: mx.array) -> mx.array:
             return mx.gather_mm(z, weight[0], rhs_indices=indices, sorted_indices=sorted_indices)
 
-        rows = x.astype(active.a.dtype)
-        rows = _drop(rows[None], active)[0] if active.drop_input else rows
+        rows = active.dropped_input(x.astype(active.a.dtype)[None])[0]
         delta = through(through(rows, active.a), active.b)
-        delta = delta if active.drop_input else _drop(delta[None], active)[0]
-        return _sum(y, delta)
+        return _sum(y, active.dropped_output(delta[None])[0])
 
     def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         experts, outputs, inputs = (
@@ -164,8 +168,7 @@ def _down(actives: Sequence[Active]) -> Callable[[mx.array, mx.array], Sequence[
     first = actives[0]
 
     def rows_of(x: mx.array, a: mx.array) -> mx.array:
-        rows = x.astype(a.dtype).reshape(len(a), -1, x.shape[-1])
-        return _drop(rows, first) if first.drop_input else rows
+        return first.dropped_input(x.astype(a.dtype).reshape(len(a), -1, x.shape[-1]))
 
     @mx.custom_function
     def down(x: mx.array, a: mx.array) -> Any:
@@ -176,7 +179,7 @@ def _down(actives: Sequence[Active]) -> Callable[[mx.array, mx.array], Sequence[
         x, a = primals
         inner = mx.concatenate(cotangents, axis=-1) if len(actives) > 1 else cotangents[0]
         grad_a, grad_x = rows_of(x, a).swapaxes(1, 2) @ inner, inner @ a.swapaxes(1, 2)
-        grad_x = (_drop(grad_x, first) if first.drop_input else grad_x).astype(x.dtype).reshape(x.shape)
+        grad_x = first.dropped_input(grad_x).astype(x.dtype).reshape(x.shape)
         return mx.depends([grad_x], [grad_a])[0], grad_a
 
     return down
@@ -203,7 +206,7 @@ def _scaled(active: Active, bias: mx.array | None) -> Callable[..., mx.array]:
         """ΔW·x and W·x, [K, n, out]."""
         delta = inner @ b
         plain = (y if bias is None else y - bias).reshape(delta.shape).astype(delta.dtype)
-        return delta if active.drop_input else _drop(delta, active), plain
+        return active.dropped_output(delta), plain
 
     @mx.custom_function
     def scaled(inner: mx.array, b: mx.array, gain: mx.array, y: mx.array) -> mx.array:
@@ -219,7 +222,7 @@ def _scaled(active: Active, bias: mx.array | None) -> Callable[..., mx.array]:
         grad_gain = (above * (delta + plain)).sum(axis=1).astype(gain.dtype)
         above = above * gain[:, None].astype(delta.dtype)
         grad_y = above.astype(y.dtype).reshape(y.shape)
-        above = above if active.drop_input else _drop(above, active)
+        above = active.dropped_output(above)
         grad_b = inner.swapaxes(1, 2) @ above
         grad_inner, grad_y = mx.depends([above @ b.swapaxes(1, 2), grad_y], [grad_b, grad_gain])
         return grad_inner, grad_b, grad_gain, grad_y
@@ -230,15 +233,6 @@ def _scaled(active: Active, bias: mx.array | None) -> Callable[..., mx.array]:
 @partial(mx.compile, shapeless=True)
 def _sum(y: mx.array, delta: mx.array) -> mx.array:
     return y + delta.astype(y.dtype)
-
-
-def _drop(values: mx.array, active: Active) -> mx.array:
-    """Each slot's mask comes from its own key at its own shape, so neighbours and rank do not move it."""
-    if active.keep is None or active.keys is None:
-        return values
-    draws = mx.vmap(lambda key: mx.random.uniform(shape=values.shape[1:], key=key))(active.keys)
-    keep = active.keep.reshape(-1, *[1] * (values.ndim - 1))
-    return mx.where(draws < keep, values / keep.astype(values.dtype), 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -286,7 +280,7 @@ def alone(site: Site, weights: Weights, multiplier: float) -> Active:
     a, b, *magnitude = (array[None] for array in weights)
     b = multiplier * b
     gain = magnitude[0] / site.module.lengths(a, b) if magnitude else None
-    return Active(a, b, None, None, False, gain)
+    return Active(a, b, gain=gain)
 
 
 @contextmanager

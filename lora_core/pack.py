@@ -96,7 +96,9 @@ class Pack:
         if traits.dropping:
             sites = [site for group in groups for site in group]
             parts = range(due[0].per_step)
-            settings["keys"] = [mx.array(np.stack([self._keys(slot, sites, part) for slot in due])) for part in parts]
+            settings["keys"] = [
+                mx.array(np.stack([self._keys(slot, sites, part) for slot in due], axis=1)) for part in parts
+            ]
         return settings
 
     def _constant(self, due: Sequence[Slot], groups: list[Group]) -> dict:

@@ -13,7 +13,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from lora_core.adapters import Active, Site, Weights, activated
+from lora_core.adapters import Active, ExpertLora, Site, Weights, activated
+from lora_core.dropout import Dropout
 from lora_core.head import Losses
 from lora_core.schedule import BETAS
 from lora_core.slot import Slot
@@ -74,13 +75,13 @@ class Computation:
         """One AdamW step of every slot, on the mean loss over all tokens of one or more batches.
 
         slots: `multiplier` [m, 1, …] by group; `keep`, `decay`, `ratio`, `clip`, `alive` [K]; `moving` [3, K], the
-        learning rate and 1/(1-βᵗ) of both moments; with dropout, `keys` uint32 [K, S, 2] by batch.
+        learning rate and 1/(1-βᵗ) of both moments; with dropout, `keys` uint32 [S, K, 2] by batch.
         Returns the new state, the mean loss of each slot's tokens [K], and `alive` [K]: false from the first loss or
         gradient that is not finite, and such a slot keeps the adapters it had.
         """
 
-        def objective(weights: list[Weights], rows: Rows, dropout: dict) -> tuple[mx.array, mx.array]:
-            hidden = self.hidden(sites, traits, weights, lengths, dropout, rows)
+        def objective(weights: list[Weights], rows: Rows, dropouts: Any) -> tuple[mx.array, mx.array]:
+            hidden = self.hidden(sites, traits, weights, lengths, dropouts, rows)
             losses = self.losses_with_gradient(hidden, rows.targets.reshape(-1))
             mean = (losses.reshape(rows.targets.shape) * (rows.weights / tokens)).sum(axis=1)
             return mean.sum(), mean
@@ -91,8 +92,10 @@ class Computation:
         lengths = _lengths(sites, ready)
         mean, gradients = mx.array(0.0), list[Weights]()
         for part, rows in enumerate(batches):
-            dropout = {**slots, "key": slots["keys"][part]} if traits.dropping else slots
-            (_, share), by_site = mx.value_and_grad(objective)(ready, rows, dropout)
+            dropouts = None
+            if traits.dropping:
+                dropouts = _dropouts(sites, traits, ready, slots["keep"], slots["keys"][part], rows)
+            (_, share), by_site = mx.value_and_grad(objective)(ready, rows, dropouts)
             mean = mean + share
             gradients = added(gradients, _by_group(by_site, groups, slots["multiplier"]))
             if len(batches) > 1:
@@ -111,16 +114,12 @@ class Computation:
 
     def hidden(
         self, sites: list[Site], traits: Traits, weights: list[Weights], lengths: list[mx.array] | None,
-        dropout: dict | None, rows: Rows,
+        dropouts: list[Dropout] | None, rows: Rows,
     ) -> mx.array:  # fmt: skip
         """Final hidden states at the loss positions, [K·P, D]."""
-        dropping = dropout if traits.dropping else None
         actives = [
             Active(
-                a, b,
-                dropping["keep"][: len(a)] if dropping else None,
-                dropping["key"][: len(a), i] if dropping else None,
-                traits.drop_input,
+                a, b, dropouts[i] if dropouts else None, traits.drop_input,
                 magnitude[0] / lengths[i] if lengths else None,
             )
             for i, (a, b, *magnitude) in enumerate(weights)
@@ -199,6 +198,22 @@ def _lengths(sites: list[Site], ready: list[Weights]) -> list[mx.array] | None:
     if len(ready[0]) == 2:
         return None
     return [site.module.lengths(a, b) for site, (a, b, _) in zip(sites, ready, strict=True)]
+
+
+def _dropouts(
+    sites: list[Site], traits: Traits, weights: list[Weights], keep: mx.array, keys: mx.array, rows: Rows
+) -> list[Dropout]:
+    """By site. Masks are drawn before a gradient is taken, unless activations are made again: then they are, too."""
+    n, length = rows.tokens.shape
+    inputs = n // traits.starts[0][1] * length  # a slot's
+    dropouts = []
+    for site, (a, *_), key in zip(sites, weights, _layers(keys), strict=True):
+        dropout = Dropout(keep[: len(a)], key[: len(a)])
+        if not traits.checkpoint and not isinstance(site.module, ExpertLora):
+            (features, _), (_, outputs) = site.module.shapes()
+            dropout = dropout.drawn((inputs, features if traits.drop_input else outputs))
+        dropouts.append(dropout)
+    return dropouts
 
 
 def _layers(stack: mx.array) -> list[mx.array]:

@@ -25,6 +25,7 @@ from lora_core.adapters import (
     remove,
 )
 from lora_core.config import LoraParameters
+from lora_core.dropout import Dropout
 
 IN, OUT = 40, 24
 
@@ -102,9 +103,9 @@ def test_layers_and_trials_are_drawn_together_as_alone() -> None:
 
 
 def active(a: mx.array, b: mx.array, multiplier: list[float], keep=None, seed: int = 0, drop_input=False) -> Active:
-    keys = None if keep is None else mx.stack([mx.random.key(seed + k) for k in range(len(keep))])
+    keys = mx.stack([mx.random.key(seed + k) for k in range(len(multiplier))])
     scaled = b * mx.array(multiplier).reshape(-1, 1, 1)
-    return Active(a, scaled, None if keep is None else mx.array(keep), keys, drop_input)
+    return Active(a, scaled, None if keep is None else Dropout(mx.array(keep), keys), drop_input)
 
 
 def filled(slots: int = 2, rank: int = 4, outputs: int = OUT) -> tuple[mx.array, mx.array]:
@@ -292,7 +293,7 @@ def test_dora_changes_nothing_before_the_first_step() -> None:
     plain = module(x)
     a, b, m = begun(Site(0, "proj", 0, module), LoraParameters(rank=4), dora=True)
     a, b = mx.stack([a, a]), mx.stack([b, b])
-    module.active = Active(a, b, None, None, False, m / module.lengths(a, b))
+    module.active = Active(a, b, gain=m / module.lengths(a, b))
     assert mx.array_equal(module(x), plain)
     module.active.gain = 1.001 * module.active.gain
     assert not mx.array_equal(module(x), plain)
@@ -307,7 +308,7 @@ def test_gradients_of_dora_are_autograds() -> None:
         return (module(x) * weights).sum()
 
     def plain(x: mx.array, a: mx.array, b: mx.array, gain: mx.array) -> mx.array:
-        delta = adapters._drop((x.reshape(2, 12, 64) @ a) @ b, given)
+        delta = given.dropout((x.reshape(2, 12, 64) @ a) @ b)
         y = (x @ module.linear.weight.T).reshape(2, 12, OUT)
         return ((gain[:, None] * (y + delta) + module.linear.bias).reshape(4, 6, OUT) * weights).sum()
 

@@ -122,7 +122,7 @@ def our_logits(engine, spec):
         sites, engine.learned(config).load(f"{spec.folder}/adapters", config).values(), strict=True
     ):
         a, b = a[None], config.lora_parameters.multiplier * b[None]
-        actives.append(Active(a, b, None, None, False, m[0] / site.module.lengths(a, b) if m else None))
+        actives.append(Active(a, b, gain=m[0] / site.module.lengths(a, b) if m else None))
     with activated(sites, actives):
         return logits(engine.base.model)
 

@@ -59,7 +59,7 @@ def adapted_logits(engine: Engine, spec: TrialSpec) -> np.ndarray:
         a, b = (tensors[f"{name_of(engine, site)}.lora_{letter}"] for letter in "ab")
         if a.ndim == 3:  # experts: mlx_lm's layout is the transpose of ours
             a, b = a.swapaxes(1, 2), b.swapaxes(1, 2)
-        actives.append(Active(a[None], multiplier * b[None], None, None, False))
+        actives.append(Active(a[None], multiplier * b[None]))
     with activated(sites, actives):
         return np.array(engine.base.model(some_tokens()))
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 import mlx.core as mx
 import pytest
 
-from lora_core import adapters
 from lora_core import split as splitting
+from lora_core.dropout import Dropout
 from lora_core.pack import Pack
 from lora_core.step import Computation
 from tests.lora_core.helpers import bits_are_promised, losses, new_engine, new_spec, run, same_result
@@ -24,7 +24,7 @@ SETTINGS = [
     {"rank": 8, "keys": ["self_attn.q_proj", "mlp.down_proj"], "repeat": 1},
     {"rank": 4, "dropout": 0.1, "dropout_on": "input", "iters": 4},
     {"rank": 6, "dropout": 0.3, "seed": 1},
-    {"rank": 40, "num_layers": "all", "grad_checkpoint": True},
+    {"rank": 40, "num_layers": "all", "dropout": 0.1, "grad_checkpoint": True},
     {"rank": 4, "num_layers": 1, "keys": ["mlp.up_proj"], "batch_size": 2},
     {"rank": 5, "dropout": 0.2, "grad_accumulation": 2},
     {"rank": 12, "num_layers": 3, "grad_accumulation": 2, "grad_clip": 0.1},
@@ -94,7 +94,7 @@ def test_rows_that_join_at_another_block_are_noticed(alone, tmp_path, monkeypatc
 
     engine = new_engine(2)
     monkeypatch.setattr(splitting, "_Join", Early)
-    assert not any(equal(alone, tmp_path, engine, [3, 6]))
+    assert not any(equal(alone, tmp_path, engine, [3, 1]))
 
 
 def swapped_a(step):
@@ -116,12 +116,8 @@ def divided_loss(step):
     return divided
 
 
-def shared_mask(drop):
-    def shared(values, active):
-        first = active if active.keys is None else replace(active, keys=mx.broadcast_to(active.keys[:1], (2, 2)))
-        return drop(values, first)
-
-    return shared
+def shared_mask(drawn):
+    return lambda self, shape: drawn(replace(self, keys=mx.broadcast_to(self.keys[:1], self.keys.shape)), shape)
 
 
 def shifted_keys(keys):
@@ -131,7 +127,7 @@ def shifted_keys(keys):
 BREAKS = {
     "two slots' A are swapped": (Computation, "step", swapped_a),
     "the loss is divided by the number of slots": (Computation, "step", divided_loss),
-    "the dropout mask is the first slot's": (adapters, "_drop", shared_mask),
+    "the dropout mask is the first slot's": (Dropout, "drawn", shared_mask),
     "dropout keys are shifted by the slot": (Pack, "_keys", shifted_keys),
     "nothing is broken": (Pack, "_keys", lambda keys: keys),
 }
@@ -145,7 +141,7 @@ def test_breaking_it_is_noticed(alone, tmp_path, monkeypatch, name):
 
 
 def test_dropping_the_mask_is_noticed(alone, tmp_path, monkeypatch):
-    monkeypatch.setattr(adapters, "_drop", lambda values, active: values)
+    monkeypatch.setattr(Dropout, "__call__", lambda self, values: values)
     assert equal(alone, tmp_path, new_engine(2), [1, *PAIR]) == [True, False, False]
 
 
