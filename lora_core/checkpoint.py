@@ -25,7 +25,9 @@ from lora_core.stacks import State
 
 PARTS = ("adapter", "first", "second")
 ABSENT = {"best": math.inf, "last": math.nan, "best_step": None}  # which JSON has as null
-HOST = ("step", "best", "best_step", "last", "since_best", "seconds", "tokens", "pending", "mark", "resume_error")
+HOST = (
+    "step", "best", "best_step", "last", "since_best", "looked", "seconds", "tokens", "pending", "mark", "resume_error",
+)  # fmt: skip
 
 
 @dataclass

@@ -143,8 +143,14 @@ class Engine:
                 self._end([(slot, pack, "pruned", reason)])
 
     def advance(self) -> None:
-        """One optimizer step of the trial that is furthest behind and of all that can share it."""
-        _, pack, feed = min(self.running, key=lambda entry: entry[0].step)
+        """One optimizer step of the trial that is furthest behind and of all that can share it. Trials that are due to
+        be evaluated wait for those that run with them: a device evaluates several in little more time than one."""
+        behind = [entry for entry in self.running if not entry[0].waits]
+        if behind:
+            self._step(*min(behind, key=lambda entry: entry[0].step)[1:])
+        self._evaluate_waiting()
+
+    def _step(self, pack: AnyPack, feed: Feed) -> None:
         due = self._due(pack, feed)
         tokens = [sum(batch.tokens for batch in self._next_batches(slot, feed)) for slot in due]
         rows = [self._rows(due, pack, feed, part) for part in range(due[0].per_step)]
@@ -155,11 +161,21 @@ class Engine:
         if any(slot.check_due for slot in due):
             self.listen()
             pack.read_alive()
-            self._evaluate([slot for slot in due if slot.alive and slot.evaluation_due], pack, feed)
             self._finish_ended([(slot, pack, feed) for slot in due])
             if time.monotonic() - self._saved >= self.save_every:
                 self.save()
-            self._watch.lap()
+
+    def _evaluate_waiting(self) -> None:
+        """Evaluates those that no other of their pack, with evaluations as often, is still to catch up with."""
+        together: dict[tuple[AnyPack, int], list[tuple[Slot, AnyPack, Feed]]] = {}
+        for entry in self.running:
+            together.setdefault((entry[1], entry[0].config.trainer.eval_every), []).append(entry)
+        for (pack, _), entries in together.items():
+            if all(slot.waits for slot, *_ in entries):
+                there = [slot for slot in pack.slots if any(slot is each for each, *_ in entries)]
+                self._evaluate(there, pack, entries[0][2])
+                self._finish_ended(entries)
+                self._watch.lap()
 
     def save(self) -> None:
         """Writes a checkpoint of every running trial, for another engine to go on from."""
@@ -176,7 +192,7 @@ class Engine:
         """The slots of the pack that go next: those of the padded lengths that most of them wait for. A slot that
         waits for rarer ones goes when others have come to them too; among equals, that of the least advanced."""
         waiting: dict[tuple[int, ...], list[Slot]] = {}
-        for slot in pack.slots:
+        for slot in (slot for slot in pack.slots if not slot.waits):
             lengths = tuple(batch.length for batch in self._next_batches(slot, feed))
             waiting.setdefault(lengths, []).append(slot)
         most = max(waiting.values(), key=lambda slots: (len(slots), -min(slot.step for slot in slots)))
@@ -265,9 +281,8 @@ class Engine:
         return feed.rows(coming, "train", [self.computation.boundary(slot) for slot in due])
 
     def _evaluate(self, due: list[Slot], pack: AnyPack, feed: Feed) -> None:
-        if due:
-            for slot, loss in zip(due, self._mean_losses(due, pack, feed, "valid"), strict=True):
-                self._note(slot, pack, loss)
+        for slot, loss in zip(due, self._mean_losses(due, pack, feed, "valid"), strict=True):
+            self._note(slot, pack, loss)
 
     def _mean_losses(self, due: list[Slot], pack: AnyPack, feed: Feed, split: str) -> list[float]:
         """Mean loss over all counted tokens of a split, by slot."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from lora_core import backend
 from lora_core.batches import Batch, make_batches
-from lora_core.data import Dataset
+from lora_core.data import Dataset, Row
 from lora_core.prefix import PrefixCache, joined
 from lora_core.step import Rows
 
@@ -23,8 +23,8 @@ class Feed:
         self.key = (batch_size, eval_rows)
         self.prefixes = prefixes
         self.train = make_batches(data.train, batch_size, multiple, shuffle_seed=0)
-        self.valid = make_batches(data.valid[:eval_rows], batch_size, multiple)
-        self.test = make_batches(data.test or [], batch_size, multiple)
+        self.valid = _to_evaluate(data.valid[:eval_rows], batch_size, multiple)
+        self.test = _to_evaluate(data.test or [], batch_size, multiple)
         self.base_loss: float | None = None
 
     def rows(self, coming: Sequence[Sequence[Batch]], split: str, boundaries: Sequence[int]) -> Rows:
@@ -45,3 +45,9 @@ class Feed:
             if boundary > 0
         ]
         return Rows(tokens, hidden, stacked("positions"), stacked("targets"), stacked("weights"))
+
+
+def _to_evaluate(rows: list[Row], batch_size: int, multiple: int) -> list[Batch]:
+    """All rows in batches of that many, or of more where that is faster."""
+    longest = max((len(row) for row in rows), default=1)
+    return make_batches(rows, max(batch_size, min(len(rows), backend.evaluated_tokens() // longest)), multiple)

@@ -25,8 +25,11 @@ from lora_core.slot import CHECK_EVERY, Slot
 from lora_core.trial import TrialSpec
 
 STEPS = 3  # the first is not timed: it compiles
-ENOUGH = 0.5  # seconds of timed steps. Shorter ones are timed again, and the best time counts: a GPU makes itself ready
-# for new shapes in more than one step.
+ROUNDS = 3  # of timed steps, at least; the best counts. On a CPU no more,
+ENOUGH = 0.5  # and no more than these seconds.
+# A GPU makes itself ready for new shapes in more than one step: there it goes on until the last time is no better than
+SETTLED = 0.9  # this many times the best before it,
+AT_MOST = 5.0  # or for so many seconds.
 # Twice the slots must be this many times faster: they take memory, and a search that learns starts trials sooner.
 GAIN = 1.2
 DEPTHS = 4  # numbers of blocks that are timed alone; what lies between is interpolated
@@ -144,22 +147,36 @@ def timed(engine: Engine, configs: Sequence[TrainConfig], steps: int = STEPS, ch
         mx.synchronize()
         first, pack, feed = engine.running[0]
         rounds: list[float] = []  # seconds of a step of all
-        spent = 0.0
         adapter: list[mx.array] = []
-        while first.step < steps or (steps > 1 and spent < ENOUGH and max(slot.step for slot in slots) + steps < LONG):
-            start, before = time.perf_counter(), engine.steps
-            _advance(engine, slots, steps - 1)
-            mx.synchronize()
-            spent += time.perf_counter() - start
-            rounds.append((time.perf_counter() - start) * len(configs) / (engine.steps - before))
+        start = time.perf_counter()
+        while steps > 1 and not _steady(rounds, time.perf_counter() - start):
+            rounds.append(_round(engine, slots, steps - 1))
             if not adapter:
                 adapter = [part for _, pair in sorted(pack.adapter(first).items()) for part in pair]
-        peak, evaluation = backend.peak_memory_gb(), _evaluation_seconds(engine)
+        evaluation = _evaluation_seconds(engine)
+        peak = backend.peak_memory_gb()
         engine.listen()
     padded = statistics.mean(batch.inputs.size for batch in feed.train)
     seconds = min(rounds, default=0.0) * padded / feed.train[first.order[0]].inputs.size
     tokens = len(configs) * first.per_step * statistics.mean(batch.tokens for batch in feed.train)
     return Timed(seconds, evaluation, tokens, peak, first.pending[:steps], adapter)
+
+
+def _steady(rounds: list[float], spent: float) -> bool:
+    """Whether enough steps have been timed."""
+    if backend.is_cpu():
+        return len(rounds) >= ROUNDS or spent >= ENOUGH
+    return spent >= AT_MOST or (len(rounds) >= ROUNDS and rounds[-1] > SETTLED * min(rounds[:-1]))
+
+
+def _round(engine: Engine, slots: list[Slot], steps: int) -> float:
+    """Seconds of a step of all, over so many."""
+    for slot in slots:
+        slot.step = 1  # the engine looks at no trial that gets no further than this
+    start, before = time.perf_counter(), engine.steps
+    _advance(engine, slots, steps)
+    mx.synchronize()
+    return (time.perf_counter() - start) * len(slots) / (engine.steps - before)
 
 
 def _advance(engine: Engine, slots: list[Slot], steps: int) -> None:

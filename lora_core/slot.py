@@ -37,6 +37,7 @@ class Slot:
     best_adapter: Any = None  # the arrays of the best checkpoint
     last: float = math.nan
     since_best: int = 0  # evaluations
+    looked: int = 0  # the step of the last evaluation
     seconds: float = 0.0  # its share of the training time
     tokens: int = 0  # trained, those in the loss
     pending: list[float] = field(default_factory=list)  # training losses since the last evaluation
@@ -105,6 +106,11 @@ class Slot:
         return self.step == self.steps or self.step % self.config.trainer.eval_every == 0
 
     @property
+    def waits(self) -> bool:
+        """Whether it takes no step before it has been evaluated."""
+        return self.evaluation_due and self.looked < self.step
+
+    @property
     def check_due(self) -> bool:
         """Whether the host looks at the losses now. A trial's own steps decide, so that neighbours do not."""
         return self.evaluation_due or self.step % CHECK_EVERY == 0
@@ -121,7 +127,7 @@ class Slot:
 
     def evaluated(self, loss: float, adapter: Any) -> dict[str, float]:
         """Notes a validation loss (mean over all tokens of the set) and returns its row."""
-        self.last = loss
+        self.last, self.looked = loss, self.step
         if self.improves(loss):
             self.best, self.best_step, self.best_adapter, self.since_best = loss, self.step, adapter, 0
         elif self.step > 0:
@@ -152,6 +158,8 @@ class Slot:
         patience = self.config.trainer.patience
         if not self.alive and self.check_due:
             return "failed", "diverged"
+        if self.waits:
+            return None
         if self.step == self.steps:
             return "complete", None
         if patience is not None and self.since_best >= patience:

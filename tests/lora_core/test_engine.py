@@ -263,3 +263,44 @@ def test_b_learns_as_many_times_faster_as_lora_plus_says(make_engine, make_spec,
     # The first step of Adam moves a number by the learning rate, whatever the gradient.
     moved = max(float(np.abs(array).max()) for name, array in weights(spec).items() if name.endswith("lora_b"))
     assert moved == pytest.approx(1e-3 * ratio, rel=1e-3)
+
+
+def evaluated_together(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, int]]:
+    """From now on, of each evaluation on the validation set: the step of each trial in it, by name."""
+    passes, plain = [], Engine._mean_losses
+
+    def watched(self, due, *rest):
+        passes.append({slot.spec.name: slot.step for slot in due})
+        return plain(self, due, *rest)
+
+    monkeypatch.setattr(Engine, "_mean_losses", watched)
+    return passes
+
+
+def test_trials_that_began_apart_are_evaluated_together(make_spec, monkeypatch):
+    engine, passes = new_engine(2), evaluated_together(monkeypatch)
+    engine.start(make_spec("first", iters=6, eval_every=3))
+    for _ in range(2):
+        engine.advance()
+    run(engine, make_spec("second", iters=6, eval_every=3))
+    assert passes[1:] == [{"first": 3, "second": 3}, {"first": 6, "second": 6}]
+
+
+def test_a_trial_waits_for_none_that_is_evaluated_at_other_times(make_spec, monkeypatch):
+    passes = evaluated_together(monkeypatch)
+    run(new_engine(2), make_spec("often", iters=6, eval_every=2), make_spec("seldom", iters=6, eval_every=6))
+    assert passes[1:] == [{"often": 2}, {"often": 4}, {"often": 6}, {"seldom": 6}]
+
+
+def test_a_trial_that_waits_is_evaluated_when_the_other_has_gone(make_spec, monkeypatch):
+    engine, passes = new_engine(2), evaluated_together(monkeypatch)
+    engine.start(make_spec("first", iters=6, eval_every=2))
+    engine.advance()
+    engine.start(make_spec("second", iters=6, eval_every=2))
+    (first, *_), (second, *_) = engine.running
+    while not first.waits:
+        engine.advance()
+    assert not second.waits
+    engine.stop("second")
+    engine.advance()
+    assert passes[1:] == [{"first": 2}]
