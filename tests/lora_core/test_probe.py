@@ -49,6 +49,13 @@ def test_more_slots_are_chosen_where_they_are_faster(tmp_path, monkeypatch, seco
         assert rate == pytest.approx(rates[1] * slots * seconds(1) / seconds(slots), rel=1e-6)
 
 
+@pytest.mark.parametrize(("tries", "chosen"), [(1, 1), (2, 4)])
+def test_a_gpu_is_tried_once_more(tmp_path, monkeypatch, tries, chosen):
+    scripted(monkeypatch, {1: 1.0, 2: 2.0, 4: 2.0, 8: 4.0}.get)
+    monkeypatch.setattr(probing, "_tries", lambda: tries)
+    assert probe(new_engine(8), samples(tmp_path, {}), 8).slots == chosen
+
+
 def test_prefixes_are_there_before_anything_is_timed(tmp_path, monkeypatch):
     engine, seen = new_engine(2), []
     prefix, advance = engine.split.prefix, Engine.advance
