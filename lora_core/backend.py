@@ -174,7 +174,7 @@ def is_cpu() -> bool:
     return mx.default_device() == mx.Device(mx.cpu)
 
 
-def _is_cuda() -> bool:
+def is_cuda() -> bool:
     import mlx.core as mx
 
     return not is_cpu() and mx.cuda.is_available()
@@ -184,13 +184,13 @@ def device_name() -> str:
     """For example `CPU: AMD EPYC`, `Metal: Apple M3 Max`, `CUDA: NVIDIA H100`."""
     import mlx.core as mx
 
-    kind = "CPU" if is_cpu() else "CUDA" if _is_cuda() else "Metal"
+    kind = "CPU" if is_cpu() else "CUDA" if is_cuda() else "Metal"
     return f"{kind}: {mx.device_info().get('device_name', 'unknown')}"
 
 
 def length_multiple() -> int:
     """Padded lengths must be a multiple of this many tokens."""
-    return FUSED_ATTENTION_MULTIPLE if _is_cuda() else LENGTH_MULTIPLE
+    return FUSED_ATTENTION_MULTIPLE if is_cuda() else LENGTH_MULTIPLE
 
 
 def prefix_tokens() -> int:

@@ -143,15 +143,26 @@ class Engine:
                 self._end([(slot, pack, "pruned", reason)])
 
     def advance(self) -> None:
-        """One optimizer step of the trial that is furthest behind and of all that can share it. Trials that are due to
-        be evaluated wait for those that run with them: a device evaluates several in little more time than one."""
+        """One optimizer step of the trial that is furthest behind and of all in its pack, those whose next batch has
+        the same padded length together. Trials that are due to be evaluated wait for those that run with them: a
+        device evaluates several in little more time than one."""
         behind = [entry for entry in self.running if not entry[0].waits]
         if behind:
-            self._step(*min(behind, key=lambda entry: entry[0].step)[1:])
+            _, pack, feed = min(behind, key=lambda entry: entry[0].step)
+            for due in self._alike(pack, feed):
+                self._step(due, pack, feed)
         self._evaluate_waiting()
 
-    def _step(self, pack: AnyPack, feed: Feed) -> None:
-        due = self._due(pack, feed)
+    def _alike(self, pack: AnyPack, feed: Feed) -> list[list[Slot]]:
+        """The pack's slots that do not wait, by the padded lengths of their next batches. All of them step, so that
+        those at the same step stay there, and take the same batches."""
+        groups: dict[tuple[int, ...], list[Slot]] = {}
+        for slot in (slot for slot in pack.slots if not slot.waits):
+            lengths = tuple(batch.length for batch in self._next_batches(slot, feed))
+            groups.setdefault(lengths, []).append(slot)
+        return list(groups.values())
+
+    def _step(self, due: list[Slot], pack: AnyPack, feed: Feed) -> None:
         tokens = [sum(batch.tokens for batch in self._next_batches(slot, feed)) for slot in due]
         rows = [self._rows(due, pack, feed, part) for part in range(due[0].per_step)]
         self._unheard.append((due, pack.step(due, rows)))
@@ -187,16 +198,6 @@ class Engine:
                 checkpoint.save(slot, pack.state(slot))
         self._saved = time.monotonic()
         self.save_every = max(SAVE_EVERY, (self._saved - start) / SAVE_SHARE)
-
-    def _due(self, pack: AnyPack, feed: Feed) -> list[Slot]:
-        """The slots of the pack that go next: those of the padded lengths that most of them wait for. A slot that
-        waits for rarer ones goes when others have come to them too; among equals, that of the least advanced."""
-        waiting: dict[tuple[int, ...], list[Slot]] = {}
-        for slot in (slot for slot in pack.slots if not slot.waits):
-            lengths = tuple(batch.length for batch in self._next_batches(slot, feed))
-            waiting.setdefault(lengths, []).append(slot)
-        most = max(waiting.values(), key=lambda slots: (len(slots), -min(slot.step for slot in slots)))
-        return _few_shapes(most)
 
     def listen(self) -> None:
         """Waits for the steps handed to the device, and shares their losses and the time they took."""
@@ -352,10 +353,3 @@ def _write(
     if not slot.keeps_state:
         remove_checkpoint(slot.folder)
     return Ended(slot.spec.name, vars(record).copy())
-
-
-def _few_shapes(slots: list[Slot]) -> list[Slot]:
-    """The least advanced of the slots, in their order: as many as the largest power of two among them. Devices choose
-    and keep kernels by shape; a pack that fills or drains would otherwise ask for one of every number of slots."""
-    first = sorted(slots, key=lambda slot: slot.step)[: 1 << (len(slots).bit_length() - 1)]
-    return [slot for slot in slots if slot in first]

@@ -6,6 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from lora_core import backend
 from lora_core.dropout import Dropout
 
 KEEP = [0.5, 0.9]
@@ -43,3 +44,9 @@ def test_a_mask_does_not_depend_on_neighbours(dropout: Dropout) -> None:
 def test_a_gradient_goes_through_what_is_kept(dropout: Dropout) -> None:
     ones = mx.ones((2, *SHAPE))
     assert mx.array_equal(mx.grad(lambda values: dropout(values).sum())(ones), dropout(ones))
+
+
+@pytest.mark.skipif(not backend.is_cuda(), reason="needs an NVIDIA card")
+def test_the_kernel_draws_what_mlx_draws(dropout: Dropout) -> None:
+    drawn = mx.vmap(lambda key: mx.random.uniform(shape=SHAPE, key=key))(dropout.keys)
+    assert mx.array_equal(dropout.drawn(SHAPE).mask, drawn < dropout.keep[:, None, None])
