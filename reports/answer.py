@@ -185,7 +185,9 @@ def _cheapest(study: Study, answer: Answer) -> Cheapest | None:
     behind = {each.name: value(each) for each in study.eligible}
     near = {name: loss - best for name, loss in behind.items() if loss is not None and loss - best <= MARGIN * best}
     if answer.finalists:
-        near = {each.over: each.nats for each in answer.leads if each.beyond_noise is False}
+        relied = {each.name for each in answer.finalists if not each.failed}
+        within = {each.over for each in answer.leads if each.beyond_noise is False} & relied
+        near = {each.name: each.behind for each in answer.runners_up if each.name in within}
     smaller = {name: size for name in near if (size := sizes[name]) is not None and own is not None and size < own}
     if not smaller or own is None:
         return None

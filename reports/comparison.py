@@ -48,7 +48,7 @@ class Budget:
 @dataclass
 class Comparison:
     """`differing`: setting → its text in each study. `unlike`: what makes the losses incomparable. `lead`: that of
-    the best study's winner over the next one's, where both were trained with several seeds."""
+    the best study's winner over the next one's, where both were trained with the same seeds."""
 
     members: list[Member]
     differing: dict[str, list[str]]
@@ -70,7 +70,7 @@ def compute(studies: list[Study]) -> Comparison:
     found = Comparison([_member(study) for study in studies], differing(studies), unlike(studies))
     found.budgets = [budget for unit in ("trials", "steps") if (budget := _budget(found.members, unit))]
     best = found.ranked[:2]
-    if len(best) == 2 and all(each.answer.finalists for each in best):
+    if len(best) == 2 and all(each.answer.finalists for each in best) and "seed" not in found.differing:
         found.lead = lead(best[0].answer.finalists[0], best[1].answer.finalists[0])
     return found
 

@@ -20,7 +20,7 @@ def body(found: Comparison) -> list[str]:
     if found.lead:
         told.append(f"The lead over {found.ranked[1].study} is {verdict(found.lead)}.")
     elif len(found.ranked) > 1:
-        told.append("Not all winners were trained with several seeds, so whether the lead is noise is not known.")
+        told.append("The winners share no seeds to compare them by, so whether the lead is noise is not known.")
     return told + [_at(budget) for budget in found.budgets]
 
 

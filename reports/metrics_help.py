@@ -17,8 +17,9 @@ FOOTNOTES = {
     "dropout and the order of the data. Among the trials that were trained again the lowest mean wins; one of which "
     "a repeat failed comes after the others. A trial's own loss is part of the mean and chose it, so the mean is a "
     "little too low. The adapter kept is the trial's own.",
-    "noise": "The difference of two means divided by its pooled standard error is t; a lead is larger than the noise "
-    f"where t exceeds what {RULE} asks for.",
+    "noise": "With the same seed two trials see the data in the same order, which moves both losses alike. A lead is "
+    f"therefore the mean of the differences seed by seed, ± half of the {RULE}; it is larger than the noise where it "
+    "exceeds that. A trial's own seed is one of the pairs.",
     "test_loss": "Loss over all rows of the test set, of the adapter that is kept. It is computed once, at the end, "
     "and decides nothing.",
     "scale_ratio": "α/r, the LoRA scale divided by the rank.",

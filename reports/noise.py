@@ -36,7 +36,7 @@ def compute(study: Study) -> Noise:
         return Noise(why_not=f"Not drawn: {ended if planned else 'every setting was trained with one seed'}.")
     rows = {"base": value(study.base), "default": value(study.default)}
     references = {name: own for name, own in rows.items() if own is not None}
-    drawn = [y for each in finalists for y in (*each.losses, *_spread(each))]
+    drawn = [y for each in finalists for y in (*each.losses.values(), *_spread(each))]
     return Noise(finalists, references, frame(drawn, list(references.values())))
 
 
@@ -80,9 +80,9 @@ def _means(places: list[tuple[int, Seeds]]) -> Series:
 def _seeds(name: str, found: Noise, first: int, last: int | None, symbol: str) -> Series:
     """Side by side, in the order of the seeds."""
     points = [
-        (place + (seed - (each.n - 1) / 2) * APART, own, f"{each.name}, {name}")
+        (place + (seed - max(each.losses) / 2) * APART, own, f"{each.name}, {name}")
         for place, each in enumerate(found.finalists)
-        for seed, own in list(enumerate(each.losses))[first:last]
+        for seed, own in list(each.losses.items())[first:last]
     ]
     x, y, labels = [at for at, *_ in points], [own for _, own, _ in points], [label for *_, label in points]
     return Series(name, [*x], [*y], "best", symbol, 9, labels=labels)

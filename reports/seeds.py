@@ -5,24 +5,28 @@ from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import Any
 
-LEVEL = 0.05  # two-sided
-RULE = "Student's two-sample t-test, two-sided at 5 %"
+LEVEL = 0.95
+RULE = "95 % interval of Student's paired t-test"
 
 
 @dataclass
 class Seeds:
-    """A trial with the losses of its own seed and of its repeats, in this order. `failed`: repeats without a loss."""
+    """A trial with its losses by seed: 0 is its own, the others are those of its repeats, which are the same seeds for
+    every trial. `failed`: repeats without a loss."""
 
     name: str
     params: dict[str, Any]
-    losses: list[float]
+    losses: dict[int, float]
     failed: int = 0
     mean: float = field(init=False)
     sd: float | None = field(init=False)  # of the sample; None for a single loss
+    mean_of_others: float | None = field(init=False)  # without its own seed, by which the search picked it
 
     def __post_init__(self) -> None:
-        self.mean = fmean(self.losses)
-        self.sd = stdev(self.losses) if len(self.losses) > 1 else None
+        losses = list(self.losses.values())
+        self.mean = fmean(losses)
+        self.sd = stdev(losses) if len(losses) > 1 else None
+        self.mean_of_others = fmean(losses[1:]) if len(losses) > 1 else None
 
     @property
     def n(self) -> int:
@@ -37,28 +41,28 @@ def ranked(found: list[Seeds]) -> list[Seeds]:
 
 @dataclass
 class Lead:
-    """How far the winner's mean lies below that of `over`, and whether this is more than noise: whether `t`, the
-    difference of the means divided by its pooled standard error, exceeds `needed`, Student's t at `LEVEL`. All None
-    where either has a single loss."""
+    """How far the winner's loss lies below that of `over` with the same seed: `nats` on average over the `pairs` of
+    seeds that both have, and with `ahead` of them it does. `margin`: half of the interval around `nats`; a lead that
+    exceeds it is more than noise. Both None with a single pair."""
 
     over: str
     nats: float
-    standard_error: float | None = None
-    t: float | None = None
-    needed: float | None = None
+    pairs: int
+    ahead: int
+    margin: float | None = None
     beyond_noise: bool | None = None
 
 
 def lead(winner: Seeds, other: Seeds) -> Lead:
-    nats = other.mean - winner.mean
-    if winner.sd is None or other.sd is None:
-        return Lead(other.name, nats)
-    freedom = winner.n + other.n - 2
-    variance = ((winner.n - 1) * winner.sd**2 + (other.n - 1) * other.sd**2) / freedom
-    error = math.sqrt(variance * (1 / winner.n + 1 / other.n))
-    t = nats / error if error else math.copysign(math.inf, nats) if nats else 0.0
-    needed = _quantile(1 - LEVEL / 2, freedom)
-    return Lead(other.name, nats, error, t, needed, t > needed)
+    """Seed by seed, since the order of the data moves the losses of all trials alike: only the rest is noise between
+    them. Their own seed is one of the pairs although it chose them: all finalists were lucky there, which speaks for
+    none of them."""
+    differences = [other.losses[seed] - loss for seed, loss in winner.losses.items() if seed in other.losses]
+    pairs, nats, ahead = len(differences), fmean(differences), sum(each > 0 for each in differences)
+    if pairs < 2:
+        return Lead(other.name, nats, pairs, ahead)
+    margin = _quantile((1 + LEVEL) / 2, pairs - 1) * stdev(differences) / math.sqrt(pairs)
+    return Lead(other.name, nats, pairs, ahead, margin, nats > margin)
 
 
 def _quantile(probability: float, freedom: int) -> float:

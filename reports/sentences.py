@@ -80,7 +80,8 @@ def confirmation(answer: Answer) -> list[str]:
     """What other seeds say of the winner."""
     if answer.finalists:
         winner, *others = answer.finalists
-        return [_spread(winner), *map(_lead, answer.leads, others), _kept(answer)]
+        leads = map(_lead, answer.leads, others)
+        return [_spread(winner) + _without_own(winner), *leads, _kept(answer), *_own_seed(answer)]
     done, planned = answer.confirming
     if done < planned:
         return [f"{done} of {planned} trainings with other seeds have ended: nothing is confirmed yet."]
@@ -96,22 +97,39 @@ def _runner_up(answer: Answer) -> list[str]:
         return [" ".join([*confirmation(answer), *following])]
     winner, *others = answer.finalists
     leads = [
-        f"Its lead over {other.name} (mean {loss(other.mean)}) is {loss(lead.nats)}: {_judged(lead)}."
+        f"It leads {other.name} by {_measured(lead)}: {judged(lead)}."
         for lead, other in zip(answer.leads, others, strict=True)
         if not other.failed
     ]
-    return [_spread(winner), *leads[:1], _kept(answer)]
+    return [f"{_spread(winner)}.", *leads[:1], _kept(answer)]
 
 
 def _kept(answer: Answer) -> str:
     return f"The adapter kept is that of its own seed, with a validation loss of {loss(answer.own_loss)}."
 
 
+def _own_seed(answer: Answer) -> list[str]:
+    """The gain over the default settings in the same order of the data."""
+    default = answer.gain("default")
+    if default is None or answer.own_loss is None:
+        return []
+    nats = default.loss - answer.own_loss
+    side = "above" if nats >= 0 else "below"
+    return [f"The default settings were trained with that seed only, and lie {loss(abs(nats))} {side} it there."]
+
+
 def _spread(seeds: Seeds) -> str:
     failed = f"; {plural(seeds.failed, 'repeat')} failed" if seeds.failed else ""
     if seeds.sd is None:
-        return f"It has one loss only, so no spread{failed}."
-    return f"Its losses spread by {loss(seeds.sd)} (standard deviation, n = {seeds.n}{failed})."
+        return f"It has one loss only, so no spread{failed}"
+    return f"Its losses spread by {loss(seeds.sd)} (standard deviation, n = {seeds.n}{failed})"
+
+
+def _without_own(seeds: Seeds) -> str:
+    """What the mean is without the loss that the search has picked the lowest of."""
+    if seeds.mean_of_others is None:
+        return "."
+    return f"; without its own seed, by which the search picked it, their mean is {loss(seeds.mean_of_others)}."
 
 
 def _lead(lead: Lead, other: Seeds) -> str:
@@ -119,24 +137,28 @@ def _lead(lead: Lead, other: Seeds) -> str:
     whom = f"{other.name} (mean {loss(other.mean)}, standard deviation {loss(other.sd)}, n = {other.n}{failed})"
     if other.failed and lead.nats < 0:
         return f"It is {loss(-lead.nats)} behind {whom}, which comes after it for what failed."
-    return f"Its lead over {whom} is {loss(lead.nats)}: {verdict(lead)}."
+    return f"Its lead over {whom} is {verdict(lead)}."
 
 
 def verdict(lead: Lead) -> str:
-    """Whether a lead is more than noise, and by which numbers."""
-    if lead.t is None or lead.needed is None:
-        return _judged(lead)
-    return f"{_judged(lead)} (t = {lead.t:.2f}, {lead.needed:.2f} needed; {RULE})"
+    """A lead, how uncertain it is, whether it is more than noise, and by which rule."""
+    if lead.margin is None:
+        return f"{_measured(lead)}: {judged(lead)}"
+    return f"{_measured(lead)} of the same seed, ahead in {lead.ahead}: {judged(lead)} ({RULE})"
 
 
-def _judged(lead: Lead) -> str:
-    return "with a single loss nobody can tell whether that is noise" if lead.beyond_noise is None else judged(lead)
+def _measured(lead: Lead) -> str:
+    if lead.margin is None:
+        return f"{loss(lead.nats)} with the one seed that both have"
+    return f"{loss(lead.nats)} ± {loss(lead.margin)} over {lead.pairs} pairs"
 
 
 def judged(lead: Lead | None) -> str:
-    """The same in as few words as a table has room for."""
-    if lead is None or lead.beyond_noise is None:
+    """Whether a lead is more than noise, in as few words as a table has room for."""
+    if lead is None:
         return NOTHING
+    if lead.beyond_noise is None:
+        return "no spread known"
     return "larger than the noise" if lead.beyond_noise else "within the noise"
 
 

@@ -94,8 +94,8 @@ class Study:
 
     def _seeds(self, trial: TrialRecord) -> Seeds:
         repeats = self.repeats(trial)
-        losses = [value(each) for each in (trial, *repeats) if each.state == "complete"]
-        found = [loss for loss in losses if loss is not None]
+        losses = {each.repeat: value(each) for each in (trial, *repeats) if each.state == "complete"}
+        found = {repeat: loss for repeat, loss in losses.items() if loss is not None}
         return Seeds(trial.name, trial.params, found, 1 + len(repeats) - len(found))
 
     @property

@@ -57,7 +57,7 @@ def test_the_sentences(found):
     assert comparison_sentences.headline(found) == "long has the lowest loss, 1.7500 (trial-0003)"
     assert comparison_sentences.body(found) == [
         "short is 0.1250 nats per token behind (7.14 %): 1.8750 (trial-0001).",
-        "Not all winners were trained with several seeds, so whether the lead is noise is not known.",
+        "The winners share no seeds to compare them by, so whether the lead is noise is not known.",
         "After 2 trials, the most that all have, the best so far: short 1.8750 and long 2.0000.",
         "After 80 optimizer steps, the most that all have, the best so far: short 1.8750 and long 2.0000.",
     ]
@@ -83,7 +83,12 @@ def test_winners_with_several_seeds_are_tested_against_each_other(make_study):
             write_repeat(folder, 1, repeat, loss)
     found = comparison.compute([load(one), load(two)])
     assert found.lead is not None and found.lead.nats == pytest.approx(13 / 6 - 1.875)
-    assert "The lead over two is within the noise" in comparison_sentences.body(found)[1]
+    assert comparison_sentences.body(found)[1].startswith("The lead over two is 0.2917 ± 0.7171 over 3 pairs of")
+    record = load_study(two)
+    record.config["seed"] = 1
+    save_study(two, record)
+    found = comparison.compute([load(one), load(two)])
+    assert found.lead is None and "share no seeds" in comparison_sentences.body(found)[1]
 
 
 def test_a_study_without_a_winner_is_no_obstacle(make_study):

@@ -41,17 +41,20 @@ def test_the_best_mean_wins_also_over_the_best_trial(make_study):
 
 
 def test_sentences_quote_mean_spread_and_noise(make_study):
-    """Spreads: √(0.0078125/3) = 0.0510 and √(0.125/3) = 0.2041; their pooled standard error 0.1052."""
+    """Spreads: √(0.0078125/3) = 0.0510 and √(0.125/3) = 0.2041. trial-0003 differs from the winner by −0.0625, 0.25,
+    0.4375 and 0.125: 0.1875, with a spread of √(0.1328125/3) = 0.2104, and so ± 3.1824 · 0.2104 / 2."""
     found = answer.compute(load(repeated(make_study)))
     assert sentences.headline(found) == "trial-0008 wins with a mean validation loss of 1.8125 over 4 seeds"
-    rule = "2.45 needed; Student's two-sample t-test, two-sided at 5 %"
+    over, rule = "over 4 pairs of the same seed, ahead in", "95 % interval of Student's paired t-test"
     assert sentences.confirmation(found) == [
-        "Its losses spread by 0.0510 (standard deviation, n = 4).",
-        "Its lead over trial-0003 (mean 2.0000, standard deviation 0.2041, n = 4) is 0.1875: within the noise "
-        f"(t = 1.78, {rule}).",
-        "Its lead over trial-0005 (mean 2.3750, standard deviation 0.3385, n = 4) is 0.5625: larger than the noise "
-        f"(t = 3.29, {rule}).",
+        "Its losses spread by 0.0510 (standard deviation, n = 4); without its own seed, by which the search picked it, "
+        "their mean is 1.8125.",
+        "Its lead over trial-0003 (mean 2.0000, standard deviation 0.2041, n = 4) is 0.1875 ± 0.3348 "
+        f"{over} 3: within the noise ({rule}).",
+        "Its lead over trial-0005 (mean 2.3750, standard deviation 0.3385, n = 4) is 0.5625 ± 0.5325 "
+        f"{over} 4: larger than the noise ({rule}).",
         "The adapter kept is that of its own seed, with a validation loss of 1.8125.",
+        "The default settings were trained with that seed only, and lie 0.3750 above it there.",
     ]
     assert not any("One seed" in sentence for sentence in sentences.body(found))
 
@@ -65,7 +68,7 @@ def test_files_carry_the_numbers(make_study):
     again = rows["confirm-0008-2"]
     assert (again["role"], again["repeat"], again["best_val_loss"]) == ("confirm", "2", "1.8125")
     told = json.loads((out / "report.json").read_text())["answer"]
-    assert told["finalists"][1]["losses"] == [1.75, 2.0, 2.25, 2.0]
+    assert told["finalists"][1]["losses"] == {"0": 1.75, "1": 2.0, "2": 2.25, "3": 2.0}
     assert [lead["beyond_noise"] for lead in told["leads"]] == [False, True]
     for file in ("report.html", "report.md"):
         text = (out / file).read_text()
@@ -79,7 +82,10 @@ def test_a_single_finalist_has_spread_and_no_lead(make_study):
     found = answer.compute(load(folder))
     assert (found.winner.loss, found.leads, found.runners_up) == (2.0, [], [])
     said = sentences.body(found)
-    assert said[2] == "Its losses spread by 0.2500 (standard deviation, n = 3)."
+    assert said[2] == (
+        "Its losses spread by 0.2500 (standard deviation, n = 3); without its own seed, by which the search picked it, "
+        "their mean is 2.1250."
+    )
     assert not any("no runner-up" in sentence for sentence in said)
 
 
@@ -107,6 +113,23 @@ def test_settings_that_fail_with_some_seed_do_not_win(make_study):
         "It is 0.2083 behind trial-0008 (mean 1.7917, standard deviation 0.0361, n = 3, 1 repeat failed), "
         "which comes after it for what failed."
     )
+
+
+def sized(folder: Path, sizes: dict[int, int]) -> answer.Answer:
+    for number, size in sizes.items():
+        record = load_trial(folder / f"trial-{number:04d}")
+        record.metrics["trainable_params"] = size
+        save_trial(folder / record.name, record)
+    return answer.compute(load(folder))
+
+
+def test_the_cheapest_within_the_noise(make_study):
+    """trial-0005 is smaller still, and its loss higher by more than the noise."""
+    found = sized(repeated(make_study), {8: 800, 3: 400, 5: 200})
+    assert found.cheapest == answer.Cheapest("trial-0003", 400, 800, 0.1875)
+    folder = repeated(make_study, REPEATS | {8: [1.75, 1.8125]}, name="failing")
+    write_repeat(folder, 8, 3, None, state="failed")
+    assert sized(folder, {8: 400, 3: 800}).cheapest is None  # it comes after the winner for what failed
 
 
 def test_a_new_best_that_was_not_trained_again_does_not_win_on_its_own(make_study):

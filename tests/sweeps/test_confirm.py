@@ -86,7 +86,7 @@ def test_the_answer_is_that_of_the_records(confirmed: Place) -> None:
     for each in found.finalists:
         number = int(each.name[-4:])
         names = [each.name, *(f"confirm-{number:04d}-{r}" for r in (1, 2))]
-        assert each.losses == [confirmed.trial(name).value for name in names]
+        assert list(each.losses.values()) == [confirmed.trial(name).value for name in names]
     assert found.winner is not None
     assert found.winner.loss == min(each.mean for each in found.finalists)
     assert found.adapter == confirmed.trial(found.winner.name).adapter

@@ -47,7 +47,7 @@ def test_all_that_one_asks_for_fits_a_screen(folder: Path) -> None:
         "  That is 1.7344 nats per token (49.55 %) below the base model (3.5000).",
         "  That is 0.4219 nats per token (19.29 %) below the default settings (2.1875).",
         "  Its losses spread by 0.0312 (standard deviation, n = 4).",
-        "  Its lead over trial-0008 (mean 2.0156) is 0.2500: larger than the noise.",
+        "  It leads trial-0008 by 0.2500 ± 0.2436 over 4 pairs: larger than the noise.",
         "  The adapter kept is that of its own seed, with a validation loss of 1.7500.",
         "  On the test set: 1.8750, 1.8750 nats per token (50.00 %) below the base model (3.7500) and 0.6250 nats per "
         "token (25.00 %) below the default settings (2.5000).",
