@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
@@ -13,6 +14,8 @@ from sweeps.run_values import short_settings
 from sweeps.work import Running
 
 BARS = "▁▂▃▄▅▆▇█"
+GAP = 2  # between two columns
+SETTINGS = 12  # characters of a trial's settings; with less room they say nothing
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
@@ -36,24 +39,41 @@ def in_lines(parts: Sequence[str], width: int) -> list[str]:
 
 
 def table(trials: Sequence[Running], width: int) -> Table:
-    """A row for each trial: settings are cut where they do not fit, the rest is not."""
-    found = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim", expand=True)
-    found.add_column("trial", no_wrap=True, style="bold")
-    found.add_column("settings", no_wrap=True, overflow="ellipsis", ratio=1)
-    for name in ("step", "train", "valid"):
-        found.add_column(name, no_wrap=True, justify="right")
+    """A row for each trial. Settings are cut where they do not fit; a narrow window has fewer columns."""
     curve = min(16, max(8, width // 8))
-    found.add_column("", no_wrap=True, width=curve)
-    for trial in trials:
-        found.add_row(*_cells(trial), sparkline(trial.losses[1:], curve))
+    rows = [_cells(trial, curve) for trial in trials]
+    looks: dict[str, dict[str, Any]] = {
+        "trial": {"style": "bold"}, "settings": {"overflow": "ellipsis", "ratio": 1}, "": {"width": curve}
+    }  # fmt: skip
+    shown = _columns(rows, width, curve)
+    found = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False, header_style="dim", expand="settings" in shown)
+    for name in shown:
+        found.add_column(name, no_wrap=True, **looks.get(name, {"justify": "right"}))
+    for row in rows:
+        found.add_row(*(row[name] for name in shown))
     return found
 
 
-def _cells(trial: Running) -> tuple[str, ...]:
+def _columns(rows: Sequence[dict[str, str]], width: int, curve: int) -> list[str]:
+    """Those for which there is room, of settings for the beginning at least."""
+    needed = {name: max(len(name), *(len(row[name]) for row in rows)) for name in rows[0]}
+    needed |= {"settings": SETTINGS, "": curve}
+    for name in ("settings", "train", ""):
+        if sum(needed.values()) + GAP * (len(needed) - 1) > width:
+            del needed[name]
+    return list(needed)
+
+
+def _cells(trial: Running, curve: int) -> dict[str, str]:
     last = trial.losses[-1] if trial.losses else None
-    steps = f"{int(trial.step)}/{trial.steps}"
-    settings = escape(short_settings(trial.spec))
-    return trial.spec.name, settings, steps, wording.loss(trial.train_loss), wording.loss(last)
+    return {
+        "trial": trial.spec.name,
+        "settings": escape(short_settings(trial.spec)),
+        "step": f"{int(trial.step)}/{trial.steps}",
+        "train": wording.loss(trial.train_loss),
+        "valid": wording.loss(last),
+        "": sparkline(trial.losses[1:], curve),
+    }
 
 
 def linked(text: str) -> Text:

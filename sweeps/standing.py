@@ -15,11 +15,10 @@ from reports.study import Study
 
 @dataclass
 class Standing(Study):
-    """A study, or a single run, as it stands. `steps`: the last step evaluated of running trials, by name; `saved`:
-    those of them that have a checkpoint to go on from."""
+    """A study, or a single run, as it stands. `curves`: those of the running trials; `saved`: the names of those of
+    them that have a checkpoint to go on from."""
 
     at_work: bool
-    steps: dict[str, int]
     saved: set[str]
 
     @property
@@ -30,6 +29,11 @@ class Standing(Study):
     def running(self) -> list[TrialRecord]:
         """In training right now, reference rows too. Without a process at work, they wait for a resume."""
         return [trial for trial in self.trials if trial.state == "running"]
+
+    @property
+    def steps(self) -> dict[str, int]:
+        """The last step evaluated of running trials, by name."""
+        return {name: int(rows[-1]["step"]) if rows else 0 for name, rows in self.curves.items()}
 
     @property
     def reasons(self) -> Counter[str]:
@@ -79,9 +83,9 @@ def standing(folder: Path) -> Standing:
     single = record.kind == "train"
     trials = _single(folder) if single else load_trials(folder)
     places = {trial.name: folder if single else folder / trial.name for trial in trials}
-    steps = {trial.name: _last_step(places[trial.name]) for trial in trials if trial.state == "running"}
-    saved = {name for name in steps if (places[name] / CHECKPOINT).exists()}
-    return Standing(folder, record, trials, {}, at_work(folder), steps, saved)
+    curves = {trial.name: load_metrics(places[trial.name]) for trial in trials if trial.state == "running"}
+    saved = {name for name in curves if (places[name] / CHECKPOINT).exists()}
+    return Standing(folder, record, trials, curves, at_work(folder), saved)
 
 
 def at_work(folder: Path) -> bool:
@@ -104,11 +108,6 @@ def _is_held(handle: int) -> bool:
 
 def _single(folder: Path) -> list[TrialRecord]:
     return [load_trial(folder)] if (folder / "trial.json").exists() else []
-
-
-def _last_step(folder: Path) -> int:
-    rows = load_metrics(folder)
-    return int(rows[-1]["step"]) if rows else 0
 
 
 def _moment(iso: str | None) -> float | None:

@@ -3,11 +3,18 @@
 import argparse
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lora_core.errors import UserError
+from lora_core.records import TrialRecord
 from reports.command import study_folder
+from reports.study import Row
 from reports.wording import amount, clock, loss, plural, setting
 from sweeps.standing import Standing, standing
+from sweeps.work import Running
+
+if TYPE_CHECKING:
+    from rich.console import Group
 
 SECONDS = 2.0  # between two looks
 _STATES = ("complete", "pruned", "failed")
@@ -53,13 +60,21 @@ def overview(place: Path) -> list[str]:
 
 def described(study: Standing) -> list[str]:
     """A few lines about one study."""
+    first, *rest = _whole(study)
+    return [first, *(_under_way(study, trial) for trial in study.running), *rest]
+
+
+def _under_way(study: Standing, trial: TrialRecord) -> str:
+    again = "to go on from its checkpoint" if trial.name in study.saved else "to be run again from step 0"
+    how = "at step" if study.at_work else f"begun, {again}; was at"
+    return f"{trial.name}  {how} {study.steps[trial.name]} of {trial.planned_steps}{_settings(trial.params)}"
+
+
+def _whole(study: Standing) -> list[str]:
+    """The same without the trials that are running."""
     lines = [f"{study.record.study}  {_state(study)}  {_counts(study)}"]
     if study.reasons:
         lines.append("Failed: " + ", ".join(f"{count} × {reason}" for reason, count in study.reasons.items()))
-    for trial in study.running:
-        again = "to go on from its checkpoint" if trial.name in study.saved else "to be run again from step 0"
-        how = "at step" if study.at_work else f"begun, {again}; was at"
-        lines.append(f"{trial.name}  {how} {study.steps[trial.name]} of {trial.planned_steps}{_settings(trial.params)}")
     if best := study.winner:
         lines.append(f"Best {loss(best.value)}  {best.name}{_settings(best.params)}")
     lines.append(f"{amount(study.total_steps)} steps in {clock(study.seconds)}{_left(study)}")
@@ -97,11 +112,26 @@ def _left(study: Standing) -> str:
     return ", time left unknown until a trial ends" if seconds is None else f", about {clock(seconds)} left"
 
 
+def _as_table(study: Standing, width: int) -> "Group":
+    """What `described` says, with the running trials as the search itself shows them."""
+    from rich.console import Group
+    from rich.text import Text
+
+    from sweeps.live import table
+
+    trials = [_in_training(trial, study.curves[trial.name]) for trial in study.running]
+    return Group(Text("\n".join(_whole(study))), *([table(trials, width)] if trials else []))
+
+
+def _in_training(trial: TrialRecord, rows: list[Row]) -> Running:
+    losses, last = [row["val_loss"] for row in rows], rows[-1] if rows else {}
+    return Running(trial, trial.planned_steps, last.get("step", 0), last.get("train_loss"), losses)
+
+
 def _watch(folder: Path) -> None:
     """Shows it anew until nobody is at work on it; in a log, whenever something has changed."""
     from rich.console import Console
     from rich.live import Live
-    from rich.text import Text
 
     console = Console(highlight=False, soft_wrap=True)
     last: list[str] = []
@@ -109,7 +139,7 @@ def _watch(folder: Path) -> None:
         while (found := standing(folder)).at_work:
             lines = described(found)
             if console.is_terminal:
-                live.update(Text("\n".join(lines)), refresh=True)
+                live.update(_as_table(found, console.width), refresh=True)
             elif lines[:-1] != last:  # but for the time
                 print("\n".join(lines), flush=True)
                 last = lines[:-1]

@@ -13,7 +13,7 @@ class Running:
     """A trial in training. `step` is a guess between two evaluations; `losses`: on the validation set, that before the
     first step included."""
 
-    spec: TrialSpec
+    spec: TrialSpec | TrialRecord
     steps: int
     step: float = 0.0
     train_loss: float | None = None

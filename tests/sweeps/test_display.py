@@ -122,6 +122,22 @@ def test_a_row_for_each_trial_in_training() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("width", "header", "row"),
+    [
+        (57, "trial         step   train   valid", "trial-0002  30/100  3.0000  2.0000  █▅▁"),
+        (40, "trial         step   valid", "trial-0002  30/100  2.0000  █▅▁"),
+        (30, "trial         step   valid", "trial-0002  30/100  2.0000"),
+    ],
+)
+def test_a_narrow_window_has_fewer_columns(width: int, header: str, row: str) -> None:
+    made = display(width)
+    made.started(spec(2))
+    for step, loss in ((0, 5.0), (10, 4.0), (20, 3.0), (30, 2.0)):
+        made.evaluated("trial-0002", {"step": step, "val_loss": loss, "train_loss": loss + 1})
+    assert picture(made)[:2] == [header, row]
+
+
 def test_no_line_is_wider_than_a_narrow_window() -> None:
     made = display(60)
     some_trials(made)

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from lora_core.records import (
     CHECKPOINT,
@@ -23,6 +24,7 @@ from lora_core.records import (
 )
 from sweeps.cli import main
 from sweeps.standing import standing
+from sweeps.status import _as_table
 
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -82,8 +84,8 @@ def test_a_study_that_was_interrupted(study: Path, capsys: pytest.CaptureFixture
     assert status(study, "my-study") == 0
     assert capsys.readouterr().out.splitlines() == [
         "my-study  interrupted  4 of 8 trials ended (2 complete, 1 pruned, 1 failed)",
-        "Failed: 1 × diverged",
         "trial-0004  begun, to be run again from step 0; was at 50 of 100  rank 32  seed 0",
+        "Failed: 1 × diverged",
         "Best 1.2500  trial-0001  rank 8  seed 0",
         "450 steps in 12 min",
         "No process is at work on it. To go on: lora-sweep search study=my-study",
@@ -152,6 +154,16 @@ def test_watch_goes_on_until_nobody_is_at_work(study: Path) -> None:
         assert watching.poll() is None
     printed, _ = watching.communicate(timeout=30)
     assert watching.returncode == 0 and "my-study  interrupted" in printed
+
+
+def test_in_a_terminal_watch_shows_the_table_of_the_search(study: Path) -> None:
+    append_metrics(study / "trial-0004", {"step": 60, "val_loss": 2.0, "train_loss": 2.5})
+    console = Console(width=70)
+    with held(study), console.capture() as captured:
+        console.print(_as_table(standing(study), console.width))
+    lines = [line.rstrip() for line in captured.get().splitlines()]
+    assert lines[0].startswith("my-study  running") and lines[-3].endswith(" left")
+    assert lines[-1].split() == ["trial-0004", "r32", "seed", "0", "60/100", "2.5000", "2.0000", "▁"]
 
 
 def test_it_needs_no_heavy_library(study: Path) -> None:
