@@ -101,7 +101,8 @@ def _slice(study: Study, key: str) -> Slice:
     values = [setting(trial, key) for trial in study.completed]
     axis = next((axis for axis in study.record.axes if axis.get("key") == key), {})
     if axis.get("choices") is None and all(finite(each) for each in values):
-        return Slice(key, [_point(t, v) for t, v in zip(study.completed, values, strict=True)], {}, bool(axis["log"]))
+        points = [_point(t, v) for t, v in zip(study.completed, values, strict=True)]
+        return Slice(key, points, {}, bool(axis.get("log")))
     # A choice stands at its place in the space; one that was given up since comes after.
     order = list(dict.fromkeys(map(written, [*(axis.get("choices") or []), *sorted(values, key=_sortable)])))
     points = [_point(t, float(order.index(written(v)))) for t, v in zip(study.completed, values, strict=True)]

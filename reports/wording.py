@@ -42,6 +42,13 @@ def amount(number: float | None) -> str:
     return f"{number:.3g}"
 
 
+def count(number: float | None) -> str:
+    """A count where room is scarce: 32,768, 2.44M, 8.03B."""
+    if number is None or number < 1e6:
+        return amount(number)
+    return f"{number / 1e6:.3g}M" if number < 1e9 else f"{number / 1e9:.3g}B"
+
+
 def clock(seconds: float) -> str:
     """`1 h 5 min`, `3 min 20 s`, `45 s`."""
     whole = round(seconds)

@@ -7,10 +7,11 @@ import pytest
 from playwright.sync_api import Browser, Page
 
 import reports
+from lora_core.records import load_trial, save_trial
 from reports.palette import DARK, LIGHT
 from reports.writer import compare
 from tests.browser import DESKTOP, PHONE, chromium, open_page
-from tests.reports.helpers import write_study
+from tests.reports.helpers import RATE, RATIO, write_repeat, write_study
 
 
 @pytest.fixture(scope="module")
@@ -90,11 +91,34 @@ def test_columns_sort_both_ways_under_the_pinned_rows(page: Page) -> None:
     assert rows(page)[:8] == ranked[:8], "those without a rank stay last"
 
 
-def test_the_leaderboard_fits_a_desktop(page: Page) -> None:
-    width = page.evaluate(
+@pytest.fixture
+def wide(browser: Browser, tmp_path: Path) -> Iterator[Page]:
+    """A report with the five axes of the default space, of numbers as long as they come."""
+    folder = write_study(tmp_path)
+    write_repeat(folder, 3, 1, 1.75)
+    for place in (*folder.glob("trial-*"), folder / "confirm-0003-1"):
+        record = load_trial(place)
+        record.params |= {RATE: 0.00091674, RATIO: 0.57749, "lora_parameters.dropout": 0.05, "num_layers": "all"}
+        record.metrics["trainable_params"] = 83_886_080
+        save_trial(place, record)
+    seen = open_page(browser, reports.build(folder).as_uri())
+    yield seen.page
+    seen.page.close()
+
+
+def test_the_leaderboard_fits_a_desktop(wide: Page) -> None:
+    width = wide.evaluate(
         "(({scrollWidth, clientWidth}) => [scrollWidth, clientWidth])(document.querySelector('.tall'))"
     )
     assert width[0] <= width[1]
+
+
+def test_on_a_phone_the_names_stay_while_the_leaderboard_scrolls(wide: Page) -> None:
+    wide.set_viewport_size({"width": PHONE[0], "height": PHONE[1]})
+    wide.evaluate("document.querySelector('.tall').scrollLeft = 400")
+    places = wide.locator(".sortable .name").evaluate_all("all => all.map(each => each.getBoundingClientRect().left)")
+    losses = wide.locator(".sortable th", has_text="best_val_loss").bounding_box()
+    assert all(0 <= place < 20 for place in places) and losses is not None and losses["x"] < 0
 
 
 @pytest.mark.parametrize(
