@@ -13,8 +13,10 @@ def base_of(uri: str, local: str = LOCAL) -> str:
 
 
 def trials_filter(study: str) -> str:
-    """Trials and reference rows of a study: neither the study's own run, nor attempts begun anew."""
-    return f"tags.`sweep.study` = '{study}' and tags.`sweep.role` != 'study' and tags.`sweep.role` != 'attempt'"
+    """Trials and reference rows of a study, so that the best trial comes first: neither the study's own run, nor
+    repeats with other seeds, nor attempts begun anew."""
+    others = " and ".join(f"tags.`sweep.role` != '{role}'" for role in ("study", "confirm", "attempt"))
+    return f"tags.`sweep.study` = '{study}' and {others}"
 
 
 def study_link(base: str, experiment_id: str, study: str) -> str:

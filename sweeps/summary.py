@@ -30,22 +30,22 @@ def search_summary(folder: Path) -> tuple[str, bool]:
     if (folder / "report" / "report.html").exists():
         lines.append(f"Report  {near(folder / 'report' / 'report.html')}")
     lines += _mlflow(study.record)
-    uses = [answer.command, command_on(study.record, folder, "generate", "…")] if answer.command else []
-    return "\n".join([*lines, *_use(*uses, command_on(study.record, folder, "report"))]), answer.winner is not None
+    if answer.command:
+        again = [command_on(study.record, folder, *words) for words in (("generate", "…"), ("report",))]
+        lines += _use(answer.command, *again)
+    return "\n".join(lines), answer.winner is not None
 
 
 def study_note(study: Study) -> str:
-    """The same in Markdown, as far as it says what was found."""
+    """The same in Markdown, as far as it says what was found. MLflow shows the first five lines or so."""
     from reports.markdown import code, escaped  # slow to import
 
     answer = compute(study)
-    told = [sentences.status(answer), *sentences.body(answer)]
+    told = [*sentences.body(answer), sentences.status(answer)]
     if answer.winner is not None:
-        told.insert(1, wording.settings(answer.winner.params, short_names(searched_keys(study))))
-    lines = [f"**{escaped(sentences.headline(answer))}**", *map(escaped, told)]
-    if answer.command is not None:
-        lines.append(f"```sh\n{code(answer.command)}\n```")
-    return "\n\n".join(lines)
+        told.insert(0, wording.settings(answer.winner.params, short_names(searched_keys(study))))
+    note = "  \n".join([f"**{escaped(sentences.headline(answer))}**", *map(escaped, told)])
+    return note if answer.command is None else f"{note}\n\n```sh\n{code(answer.command)}\n```"
 
 
 def train_summary(folder: Path, record: StudyRecord, trial: TrialRecord, base: float, fused: str | None) -> str:

@@ -71,5 +71,7 @@ def test_the_studys_run_says_what_was_found(place: Place, uri: str) -> None:
     note = MlflowClient(uri).get_run(record.tracking["run_id"]).data.tags["mlflow.note.content"]
     best = load(place.folder()).winner
     assert best is not None and best.value is not None
-    assert note.startswith(f"**{best.name} wins with a validation loss of {best.value:.4f}**")
+    first, settings, gain, *_ = note.split("  \n")
+    assert first == f"**{best.name} wins with a validation loss of {best.value:.4f}**"
+    assert "rank " in settings and "below the base model" in gain
     assert "```sh\nmlx_lm.generate --model" in note

@@ -14,7 +14,9 @@ from reports.study import Study, load
 from sweeps import confirm
 from sweeps.cli import main
 from sweeps.config import ConfirmConfig
+from sweeps.connect import open_client
 from sweeps.display import Display
+from sweeps.links import trials_filter
 from tests.sweeps.helpers import Place
 from tests.sweeps.test_search import mlflow_runs, quick
 
@@ -109,6 +111,13 @@ def test_mlflow_shows_them(confirmed: Place) -> None:
         assert run.data.metrics["best_val_loss"] == confirmed.trial(name).value
     for name in ("base", "default", answer.compute(study(confirmed)).finalists[1].name):
         assert runs[name].data.metrics["test_loss"] == confirmed.trial(name).metrics["test_loss"]
+
+
+def test_its_page_in_mlflow_has_the_trials_but_not_their_repeats(confirmed: Place) -> None:
+    client = open_client(f"sqlite:///{confirmed.root}/mlflow.db")
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    shown = client.search_runs(experiments, trials_filter("s"))
+    assert len(shown) == 6 and {run.data.tags["sweep.role"] for run in shown} == {"base", "default", "trial"}
 
 
 class Unlimited(Place):

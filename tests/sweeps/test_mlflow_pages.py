@@ -20,7 +20,7 @@ WAIT = 60_000  # ms; the first page loads megabytes of scripts
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory: pytest.TempPathFactory) -> Place:
     place = Place(tmp_path_factory.mktemp("searched"))
-    assert quick(place, "n_trials=4") == 0
+    assert quick(place, "n_trials=4", "search.confirm.k=1", "search.confirm.repeats=1") == 0
     return place
 
 
@@ -51,6 +51,7 @@ def test_the_link_shows_the_trials_and_their_curves(searched: Place, browser: Br
             expect(page.get_by_text(trial.name).first).to_be_visible(timeout=WAIT)
         names = page.get_by_role("link", name="trial-").all_inner_texts()
         assert [name.split()[0] for name in names] == [trial.name for trial in ranked(searched)]
+        expect(page.get_by_text("confirm-")).to_have_count(0)
         page.get_by_placeholder("Search metric charts").fill("train_loss")
         expect(page.get_by_text("adapter_mb")).to_have_count(0)
         lines = page.locator(".scatterlayer .trace")
