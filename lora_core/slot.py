@@ -183,7 +183,8 @@ class Slot:
         adapters = {"scale_ratio": lora.ratio, "multiplier": lora.multiplier}
         return {
             "best_val_loss": self.best,
-            "final_val_loss": self.last,
+            # A trial that diverged before its first evaluation has the base model's loss only.
+            "final_val_loss": self.last if math.isfinite(self.best) else math.nan,
             "val_perplexity": math.exp(min(self.best, 700)),
             "tokens_per_second": round(self.tokens / self.seconds, 1) if self.seconds else 0.0,
             "train_seconds": round(self.seconds, 3),

@@ -96,6 +96,12 @@ def test_a_restart_begins_its_metrics_anew(slot: Slot) -> None:
     assert load_metrics(slot.folder) == []
 
 
+def test_without_an_evaluation_of_its_own_a_trial_has_no_final_loss(slot: Slot) -> None:
+    slot.evaluated(5.0, None)
+    slot.end("failed", "diverged", slot.metrics(), None)
+    assert not {"best_val_loss", "final_val_loss"} & load_trial(slot.folder).metrics.keys()
+
+
 def test_the_end_is_written_without_numbers_that_json_lacks(slot: Slot) -> None:
     play(slot, 1.0, 2.0)
     slot.end("failed", "diverged", {**slot.metrics(), "final_val_loss": math.nan}, None)
