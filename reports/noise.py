@@ -23,9 +23,14 @@ class Noise:
 
     @property
     def caption(self) -> str:
-        told = [f"{each.name} {loss(each.mean)} ± {loss(each.sd)} (n = {each.n})" for each in self.finalists]
+        told = "; ".join(_told(each) for each in self.finalists)
         out = outside(self.frame, [], self.references)
-        return f"Mean ± standard deviation of the sample: {'; '.join(told)}. {out}".strip()
+        return f"Mean ± standard deviation of the sample: {told}. {out}".strip()
+
+
+def _told(seeds: Seeds) -> str:
+    spread = "" if seeds.sd is None else f" ± {loss(seeds.sd)}"
+    return f"{seeds.name} {loss(seeds.mean)}{spread} (n = {seeds.n})"
 
 
 def compute(study: Study) -> Noise:
@@ -48,6 +53,7 @@ def panels(found: Noise) -> list[Panel]:
     places = list(enumerate(found.finalists))
     series = [
         *(_reference(name, level, len(places)) for name, level in found.references.items() if _inside(found, level)),
+        *([_pairs(places)] if len(places) > 1 else []),
         _means(places),
         _seeds("other seeds", found, 1, None, "circle"),
         _seeds("its own seed", found, 0, 1, "diamond"),
@@ -65,6 +71,23 @@ def _reference(name: str, level: float, count: int) -> Series:
     return Series(label, [*ends], [level] * 2, name, None, 0, 1.5, labels=[label] * 2, dash=DASHES[name])
 
 
+def _pairs(places: list[tuple[int, Seeds]]) -> Series:
+    """A line for each seed, from trial to trial: where the lines are parallel, it moves all losses alike."""
+    x: list[float | None] = []
+    y: list[float | None] = []
+    labels: list[str] = []
+    for seed in sorted({seed for _, each in places for seed in each.losses}):
+        points = [(_across(place, each, seed), each.losses[seed]) for place, each in places if seed in each.losses]
+        x, y = [*x, *(at for at, _ in points), None], [*y, *(own for _, own in points), None]
+        labels += [f"seed {seed}"] * (len(points) + 1)
+    return Series("same seed", x, y, "trial", None, 0, 1.0, labels=labels)
+
+
+def _across(place: int, each: Seeds, seed: int) -> float:
+    """Where a loss stands: side by side, in the order of the seeds."""
+    return place + (seed - max(each.losses) / 2) * APART
+
+
 def _means(places: list[tuple[int, Seeds]]) -> Series:
     """A cross for each trial: its mean across, its spread upright."""
     x: list[float | None] = []
@@ -78,9 +101,8 @@ def _means(places: list[tuple[int, Seeds]]) -> Series:
 
 
 def _seeds(name: str, found: Noise, first: int, last: int | None, symbol: str) -> Series:
-    """Side by side, in the order of the seeds."""
     points = [
-        (place + (seed - max(each.losses) / 2) * APART, own, f"{each.name}, {name}")
+        (_across(place, each, seed), own, f"{each.name}, {name}")
         for place, each in enumerate(found.finalists)
         for seed, own in list(each.losses.items())[first:last]
     ]

@@ -23,6 +23,8 @@ def test_the_figure_has_every_seed_its_means_and_spreads(make_study):
     assert series["its own seed"].y == [1.8125, 1.75, 1.875]
     assert series["other seeds"].y == [1.75, 1.8125, 1.875, 2.0, 2.25, 2.0, 2.5, 2.5, 2.625]
     assert [round(x) for x in series["other seeds"].x] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    pairs = series["same seed"].y
+    assert pairs == [1.8125, 1.75, 1.875, None, 1.75, 2.0, 2.5, None, 1.8125, 2.25, 2.5, None, 1.875, 2.0, 2.625, None]
     crosses = [y for y in series["mean ± standard deviation"].y if y is not None]
     ends = [(MEANS[name], MEANS[name], MEANS[name] - SPREADS[name], MEANS[name] + SPREADS[name]) for name in MEANS]
     assert crosses == pytest.approx([y for cross in ends for y in cross], abs=1e-4)
