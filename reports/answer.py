@@ -80,7 +80,7 @@ class Cheapest:
 class Answer:
     """`finalists`: the trials that were confirmed, best first, and `leads`: the first one's over each other; empty
     where nothing was. `confirming`: how many of the trainings with other seeds have ended, and of how many.
-    `own_loss`: that of the adapter that is kept."""
+    `own_loss`: that of the adapter that is kept. `also`: the objectives after the first."""
 
     state: str  # of the study
     counts: Counts
@@ -99,6 +99,7 @@ class Answer:
     command: str | None = None
     reasons: dict[str, int] = field(default_factory=dict)  # why trials did not complete → how many
     savings: Savings | None = None  # None: no pruner
+    also: list[str] = field(default_factory=list)
 
     def gain(self, over: str) -> Gain | None:
         return next((gain for gain in self.gains if gain.over == over), None)
@@ -111,7 +112,7 @@ def compute(study: Study) -> Answer:
     """The answer of `study`, whatever state it is in; without a completed trial it has no winner."""
     answer = Answer(
         study.record.state, counts(study), study.repeated, study.record.resume_command,
-        reasons=reasons(study), savings=savings(study),
+        reasons=reasons(study), savings=savings(study), also=study.record.objective.split(", ")[1:],
     )  # fmt: skip
     best = study.winner
     if best is None:

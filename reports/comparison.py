@@ -70,7 +70,8 @@ def compute(studies: list[Study]) -> Comparison:
     found = Comparison([_member(study) for study in studies], differing(studies), unlike(studies))
     found.budgets = [budget for unit in ("trials", "steps") if (budget := _budget(found.members, unit))]
     best = found.ranked[:2]
-    if len(best) == 2 and all(each.answer.finalists for each in best) and "seed" not in found.differing:
+    paired = not found.unlike and "seed" not in found.differing
+    if paired and len(best) == 2 and all(each.answer.finalists for each in best):
         found.lead = lead(best[0].answer.finalists[0], best[1].answer.finalists[0])
     return found
 

@@ -7,6 +7,8 @@ from reports.wording import NOTHING, listed, loss, percent, plural, settings, si
 
 def headline(found: Comparison) -> str:
     best = found.ranked
+    if found.unlike:
+        return "These studies cannot be ranked"
     if not best:
         return "None of the studies has a winner"
     return f"{best[0].study} has the lowest loss, {_told(best[0])}"
@@ -15,7 +17,7 @@ def headline(found: Comparison) -> str:
 def body(found: Comparison) -> list[str]:
     told = [_partial(member) for member in found.members if member.answer.state != "complete"]
     if found.unlike:
-        told.append(f"The losses cannot be compared: the studies differ in {listed(found.unlike)}.")
+        return [*told, f"The losses cannot be compared: the studies differ in {listed(found.unlike)}."]
     told += [_behind(found.ranked[0], other) for other in found.ranked[1:]]
     if found.lead:
         told.append(f"The lead over {found.ranked[1].study} is {verdict(found.lead)}.")

@@ -21,8 +21,8 @@ def still_falling(study: Study) -> list[Finding]:
     told = (
         f"The winner's loss still fell by {loss(own['nats'])} nats per token ({percent(100 * own['share'])}) between "
         f"steps {own['from']} and {own['to']}, its last evaluations, and by more than {percent(100 * MARGIN)} in "
-        f"{len(falling)} of {plural(len(study.completed), 'completed trial')}. Longer trials may do better, and in "
-        f"another order: trainer.iters={numbers['iters']}"
+        f"{len(falling)} of {plural(len(study.completed), 'completed trial')}. Longer trials may do better, and rank "
+        f"in another order: trainer.iters={numbers['iters']}"
     )
     return [Finding("curves still falling", told, numbers)]
 

@@ -35,8 +35,8 @@ class Edge:
 
 
 def edges(study: Study) -> list[Edge]:
-    """The axes at whose end the winner lies, where there is room beyond."""
-    found = [_edge(study, axis) for axis in study.record.axes if study.winner is not None]
+    """The axes at whose end the winner lies, where there is room beyond. A single trial lies where it was drawn."""
+    found = [_edge(study, axis) for axis in study.record.axes if len(study.eligible) > 1]
     return [edge for edge in found if edge is not None]
 
 

@@ -34,7 +34,8 @@ class Health:
 
 def compute(study: Study) -> Health:
     if not study.completed:
-        return Health([*failed(study)], why_not="The other checks need a completed trial.")
+        lost = failed(study)
+        return Health(lost, why_not=f"The {'other ' if lost else ''}checks need a completed trial.")
     health = Health()
     for name, check in CHECKS.items():
         found = check(study)
@@ -48,9 +49,9 @@ def edge(study: Study) -> list[Finding]:
 
 
 def _at_edge(each: Edge) -> str:
-    way = "up" if each.side == "highest" else "down"
+    way, end = ("up", "upper") if each.side == "highest" else ("down", "lower")
     return (
-        f"The winner has {each.key} {written(each.value)}, at the {each.side} end of what was searched "
+        f"The winner has {each.key} {written(each.value)}, at the {end} end of what was searched "
         f"({written(each.bound)}). To look beyond, {way} to {written(each.to)}: {each.override}"
     )
 
@@ -82,7 +83,7 @@ def rank(study: Study) -> list[Finding]:
 
 
 def few_trials(study: Study) -> list[Finding]:
-    axes, completed = len(study.record.axes), len(study.completed)
+    axes, completed = len(importance.compared(study)), len(study.completed)
     if axes < 2 or completed >= importance.HINT_BELOW:
         return []
     told = (

@@ -41,8 +41,7 @@ class Importance:
 
 
 def compute(study: Study) -> Importance:
-    sometimes = conditional_keys(study)
-    axes = [axis for axis in study.record.axes if not _single(axis) and axis["key"] not in sometimes]
+    sometimes, axes = conditional_keys(study), compared(study)
     why_not = _why_not(study, axes)
     if why_not is not None:
         return Importance(completed=len(study.completed), why_not=why_not)
@@ -50,6 +49,12 @@ def compute(study: Study) -> Importance:
         warnings.simplefilter("ignore")  # Optuna's about experimental methods
         found = _measure(study, axes)
     return replace(found, not_everywhere=sorted(sometimes))
+
+
+def compared(study: Study) -> list[Axis]:
+    """The axes with several values that every trial has."""
+    sometimes = conditional_keys(study)
+    return [axis for axis in study.record.axes if not _single(axis) and axis["key"] not in sometimes]
 
 
 def _single(axis: Axis) -> bool:

@@ -4,7 +4,7 @@ from reports.answer import MARGIN, Answer, Gain
 from reports.health import Health
 from reports.samples import Samples
 from reports.seeds import RULE, Lead, Seeds
-from reports.wording import NOTHING, listed, loss, percent, plural, ppl
+from reports.wording import NOTHING, listed, loss, percent, plural, ppl, signed
 
 OVER = {"base": "the base model", "default": "the default settings"}
 
@@ -31,6 +31,11 @@ def headline(answer: Answer) -> str:
     return f"{answer.winner.name} {verb} with a validation loss of {loss(answer.winner.loss)}"
 
 
+def resume(answer: Answer) -> str:
+    """What the command to resume is for."""
+    return "To go on with the search" + (", should it be interrupted" if answer.state == "running" else "")
+
+
 def no_winner(answer: Answer) -> str:
     """Why there is no winner."""
     if answer.counts.ended == 0:
@@ -48,7 +53,7 @@ def body(answer: Answer) -> list[str]:
     told = [_gain(answer, over) for over in OVER]
     if answer.counts.complete == 1:
         told.append("There is no runner-up: no other trial has completed.")
-    return [*told, *confirmation(answer), *_cheapest(answer), test_set(answer), *_savings(answer)]
+    return [*told, *confirmation(answer), *_cheapest(answer), *_also(answer), test_set(answer), *_savings(answer)]
 
 
 def gist(answer: Answer) -> list[str]:
@@ -134,7 +139,8 @@ def _without_own(seeds: Seeds) -> str:
 
 def _lead(lead: Lead, other: Seeds) -> str:
     failed = f", {plural(other.failed, 'repeat')} failed" if other.failed else ""
-    whom = f"{other.name} (mean {loss(other.mean)}, standard deviation {loss(other.sd)}, n = {other.n}{failed})"
+    spread = "" if other.sd is None else f", standard deviation {loss(other.sd)}"
+    whom = f"{other.name} (mean {loss(other.mean)}{spread}, n = {other.n}{failed})"
     if other.failed and lead.nats < 0:
         return f"It is {loss(-lead.nats)} behind {whom}, which comes after it for what failed."
     return f"Its lead over {whom} is {verdict(lead)}."
@@ -151,6 +157,13 @@ def _measured(lead: Lead) -> str:
     if lead.margin is None:
         return f"{loss(lead.nats)} with the one seed that both have"
     return f"{loss(lead.nats)} ± {loss(lead.margin)} over {lead.pairs} pairs"
+
+
+def behind(lead: Lead | None) -> str:
+    """How far a trial lies behind the winner, for a table."""
+    if lead is None:
+        return NOTHING
+    return signed(lead.nats) + ("" if lead.margin is None else f" ± {loss(lead.margin)}")
 
 
 def judged(lead: Lead | None) -> str:
@@ -170,6 +183,13 @@ def _cheapest(answer: Answer) -> list[str]:
     within = "within the noise" if answer.finalists else f"within {percent(100 * MARGIN)} of its loss"
     size = f"{found.trainable_params:,.0f} trainable parameters, against {found.winners_params:,.0f}"
     return [f"The smallest {within} is {found.name}: {size}, and a loss higher by {loss(found.behind)}."]
+
+
+def _also(answer: Answer) -> list[str]:
+    """What a search of several objectives was to lower, too."""
+    if not answer.also:
+        return []
+    return [f"The loss alone decides; the trade-offs show what became of {listed(answer.also)}, to be lowered too."]
 
 
 def samples(found: Samples) -> str:
@@ -202,7 +222,7 @@ def _beside(gain: Gain) -> str:
 def _gain(answer: Answer, over: str) -> str:
     gain = answer.gain(over)
     if gain is None:
-        return f"There is no loss of {OVER[over]} in this study, so no gain over it can be given."
+        return f"No gain over {OVER[over]} can be given: there is no such loss in this study."
     return _gain_sentence(gain, "confirmed" if answer.finalists else "completed")
 
 
@@ -211,6 +231,6 @@ def _gain_sentence(gain: Gain, trials: str) -> str:
     if gain.nats > 0:
         return f"That is {loss(gain.nats)} nats per token ({percent(gain.percent)}) below {there}."
     if gain.nats == 0:
-        return f"That equals {there}: the search has gained nothing over it."
+        return f"That equals {there}: the search has gained nothing."
     beaten = f"That is {loss(-gain.nats)} nats per token ({percent(-gain.percent)}) above {there}"
     return f"{beaten}: no {trials} trial beats {OVER[gain.over]}."

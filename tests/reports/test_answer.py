@@ -74,9 +74,21 @@ def test_a_default_that_beats_the_search_is_said_plainly(make_study):
     assert sentences.body(found)[1].endswith("no completed trial beats the default settings.")
 
 
+def test_a_default_that_is_as_good_is_said_plainly(make_study):
+    assert sentences.body(answer.compute(load(make_study(default=1.75))))[1] == (
+        "That equals the default settings (1.7500, perplexity 5.75): the search has gained nothing."
+    )
+
+
+def test_other_objectives_are_named(make_study):
+    told = sentences.body(answer.compute(load(make_study(objective="best_val_loss, adapter_mb"))))
+    assert told[3] == "The loss alone decides; the trade-offs show what became of adapter_mb, to be lowered too."
+    assert not any("decides" in each for each in sentences.body(answer.compute(load(make_study("plain")))))
+
+
 def test_a_missing_default_is_said(make_study):
     found = answer.compute(load(make_study(default=None)))
-    assert sentences.body(found)[1].startswith("There is no loss of the default settings")
+    assert sentences.body(found)[1].startswith("No gain over the default settings can be given")
 
 
 @pytest.mark.parametrize("state", ["pruned", "failed", "running"])

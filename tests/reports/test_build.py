@@ -161,7 +161,14 @@ def test_a_study_without_completed_trials_builds(make_study):
     text = (out / "report.md").read_text()
     assert "so this report is partial. 1 of 8 trials ended" in text
     assert "1 failed: out of memory" in text and "Not drawn: no trial has completed." in text
-    assert "To go on with the search" not in (out / "report.md").read_text().split("## Leaderboard")[1]
+    assert text.count("To go on with the search, should it be interrupted:") == 1
+    assert "1 of 2 trials failed" in text and "The other checks need a completed trial." in text
+
+
+def test_a_study_whose_trials_were_all_pruned_builds(make_study):
+    rows = [(8, 2.0, 1e-4, 2.5, "pruned", "behind the median at step 20")]
+    text = (reports.build(make_study(trials=rows, state="interrupted")).parent / "report.md").read_text()
+    assert "To go on with the search:" in text and "\nThe checks need a completed trial." in text
 
 
 def test_a_study_without_any_trial_builds(tmp_path):

@@ -70,7 +70,8 @@ def test_other_data_cannot_be_compared(folders):
     found = comparison.compute([load(folder) for folder in folders])
     told = comparison_sentences.body(found)
     assert told[0] == "short is running, so this is partial: 2 of 2 trials ended."
-    assert told[1] == "The losses cannot be compared: the studies differ in the data."
+    assert told[1:] == ["The losses cannot be compared: the studies differ in the data."]
+    assert comparison_sentences.headline(found) == "These studies cannot be ranked"
     assert found.differing["data contents"] == ["–", "other"]
 
 

@@ -21,7 +21,7 @@ SPLITS = {"path": "builtin:demo", "rows": {"train": 200, "valid": 40, "test": 30
 
 
 def repeated(make_study: Any, repeats: dict[int, list[float]] = REPEATS, **more: Any) -> Path:
-    folder = make_study(config=CONFIG, **more)
+    folder = make_study(**{"config": CONFIG} | more)
     for number, losses in repeats.items():
         for repeat, loss in enumerate(losses, 1):
             write_repeat(folder, number, repeat, loss)
@@ -72,7 +72,8 @@ def test_files_carry_the_numbers(make_study):
     assert [lead["beyond_noise"] for lead in told["leads"]] == [False, True]
     for file in ("report.html", "report.md"):
         text = (out / file).read_text()
-        assert "0.0510" in text and "larger than the noise" in text and "Runners-up" not in text
+        assert all(told in text for told in ("0.0510", "+0.1875 ± 0.3348", "larger than the noise"))
+        assert "Runners-up" not in text
 
 
 def test_a_single_finalist_has_spread_and_no_lead(make_study):
@@ -130,6 +131,15 @@ def test_the_cheapest_within_the_noise(make_study):
     folder = repeated(make_study, REPEATS | {8: [1.75, 1.8125]}, name="failing")
     write_repeat(folder, 8, 3, None, state="failed")
     assert sized(folder, {8: 400, 3: 800}).cheapest is None  # it comes after the winner for what failed
+
+
+def test_a_finalist_with_its_own_loss_only(make_study):
+    folder = repeated(make_study, {3: [2.0], 8: [1.75]}, config={"search": {"confirm": {"k": 3, "repeats": 1}}})
+    write_repeat(folder, 5, 1, None, state="failed")
+    assert sentences.confirmation(answer.compute(load(folder)))[2] == (
+        "Its lead over trial-0005 (mean 1.8750, n = 1, 1 repeat failed) is 0.0625 with the one seed that both have: no "
+        "spread known."
+    )
 
 
 def test_a_new_best_that_was_not_trained_again_does_not_win_on_its_own(make_study):

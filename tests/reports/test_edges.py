@@ -7,6 +7,8 @@ from reports.study import load
 from sweeps.space import make_job
 from tests.reports.helpers import RANK, RATE, RATIO
 
+WORSE = (16, 3.0, 2e-4, 3.0, "complete", None)
+
 
 def test_the_winner_of_the_recorded_study(study_folder):
     (found,) = edges(load(study_folder))
@@ -15,7 +17,13 @@ def test_the_winner_of_the_recorded_study(study_folder):
 
 
 def test_a_winner_inside_is_at_no_end(make_study):
-    assert edges(load(make_study(trials=[(8, 2.0, 1e-4, 2.0, "complete", None)]))) == []
+    assert edges(load(make_study(trials=[(8, 2.0, 1e-4, 2.0, "complete", None), WORSE]))) == []
+
+
+def test_a_single_trial_lies_where_it_was_drawn(make_study):
+    at_end = (32, 2.0, 1e-4, 2.0, "complete", None)
+    assert [each.key for each in edges(load(make_study(trials=[at_end, WORSE])))] == [RANK]
+    assert edges(load(make_study("single", trials=[at_end]))) == []
 
 
 @pytest.mark.parametrize(
@@ -30,7 +38,7 @@ def test_a_winner_inside_is_at_no_end(make_study):
     ],
 )  # fmt: skip
 def test_where_to_look_next(make_study, row, axis, to, override):
-    study = load(make_study(trials=[(*row, 2.0, "complete", None)], axes=[axis]))
+    study = load(make_study(trials=[(*row, 2.0, "complete", None), WORSE], axes=[axis]))
     (found,) = edges(study)
     assert (found.to, found.override) == (to, override)
     axes = {each.key: each for each in make_job(["model=tiny", override]).axes}
@@ -47,4 +55,4 @@ def test_where_to_look_next(make_study, row, axis, to, override):
 )
 def test_no_advice_where_there_is_nothing_beyond(make_study, row, axis):
     """The lowest rank there is, one of two choices, and 0."""
-    assert edges(load(make_study(trials=[(*row, 2.0, "complete", None)], axes=[axis]))) == []
+    assert edges(load(make_study(trials=[(*row, 2.0, "complete", None), WORSE], axes=[axis]))) == []

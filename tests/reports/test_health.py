@@ -6,7 +6,7 @@ from lora_core.records import append_metrics, load_study, load_trial, save_study
 from reports import curve_checks, health
 from reports.reproduce import RESUMED
 from reports.study import load
-from tests.reports.helpers import RATE, train_config
+from tests.reports.helpers import AXES, RATE, train_config
 
 ONE = [(8, 2.0, 1e-4, 2.0, "complete", None)]
 
@@ -75,6 +75,9 @@ def test_rank(make_study, losses, told):
 def test_few_trials_are_said(make_study):
     assert numbers(health.few_trials(load(make_study()))) == {"completed": 8, "axes": 3, "needed": 20}
     assert health.few_trials(load(make_study("many", trials=ONE * 20))) == []
+    single = {"key": "num_layers", "kind": "categorical", "choices": ["all"]}
+    told = health.few_trials(load(make_study("capped", axes=[*AXES, single])))
+    assert numbers(told)["axes"] == 3, "one of a single value is none"
 
 
 def test_versions(study_folder):
