@@ -67,7 +67,9 @@ def test_a_new_best_starts_the_count_anew(slot: Slot) -> None:
 
 def test_the_last_step_completes_it(slot: Slot) -> None:
     step(slot, *[1.0] * STEPS)
-    assert slot.evaluation_due and slot.verdict == ("complete", None)
+    assert slot.waits and slot.verdict is None  # it is still to be evaluated
+    slot.evaluated(1.0, None)
+    assert slot.verdict == ("complete", None)
 
 
 def test_divergence_fails_it(slot: Slot) -> None:
