@@ -71,6 +71,7 @@ class ClusterConfig:
     name: str = "local"
     workers: int = 1
     grace: float = 60.0  # seconds
+    shared_folder: bool = True
     address: str | None = None  # of a Ray cluster; None: the one RAY_ADDRESS names, or this machine
     cpus: float = 1.0  # of a worker that Ray places
     gpus: float | None = None  # the same; None: 1 on CUDA
@@ -159,6 +160,8 @@ def _check_study(config: SweepConfig) -> None:
     _require(config.cluster.name in ("local", "ray"), "cluster.name", config.cluster.name, "local or ray")
     _require(config.cluster.workers >= 1, "cluster.workers", config.cluster.workers, "1 or more")
     _require(config.cluster.grace >= 1, "cluster.grace", config.cluster.grace, "seconds, 1 or more")
+    if not config.cluster.shared_folder:
+        _check_own_folders(config)
     confirm = config.search.confirm
     _require(confirm.k >= 0, "search.confirm.k", confirm.k, "0 or more")
     _require(confirm.repeats >= 1, "search.confirm.repeats", confirm.repeats, "1 or more")
@@ -170,6 +173,22 @@ def _check_study(config: SweepConfig) -> None:
         _check_study_name("study", config.study)
     _check_url("storage", config.storage, _STORAGES, "sqlite:///optuna.db")
     check_store(config.tracking.uri)
+
+
+def _check_own_folders(config: SweepConfig) -> None:
+    """What one machine has trained must get to the others."""
+    server = config.tracking.uri.startswith(("http://", "https://"))
+    for holds, key, found, wanted in (
+        (config.cluster.name == "local", "cluster.name", config.cluster.name, "local"),
+        (
+            config.storage.startswith("postgresql"),
+            "storage",
+            config.storage,
+            "PostgreSQL, postgresql+psycopg://…,",
+        ),
+        (server, "tracking.uri", config.tracking.uri, "an MLflow server, http://…,"),
+    ):
+        _require(holds, key, found, f"{wanted} with cluster.shared_folder=false")
 
 
 def check_store(uri: str) -> None:

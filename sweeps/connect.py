@@ -51,7 +51,7 @@ def open_client(uri: str) -> MlflowClient:
     """
     try:
         if uri.startswith(("http://", "https://")):
-            _try_server(uri)
+            check_server(uri)
             return MlflowClient(uri)
         _try_database(uri)
         with alone(str(sqlite_file(uri) or uri)):
@@ -82,7 +82,8 @@ def sqlite_file(uri: str) -> Path | None:
     return Path(uri.removeprefix("sqlite:///")).absolute() if uri.startswith("sqlite:///") else None
 
 
-def _try_server(uri: str) -> None:
+def check_server(uri: str) -> None:
+    """Raises UserError within a few seconds if nothing answers at `uri`."""
     try:
         urlopen(f"{uri.rstrip('/')}/health", timeout=PATIENCE).close()
     except HTTPError:

@@ -12,6 +12,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import asdict
 from typing import Any
 
 import optuna
@@ -19,8 +20,10 @@ import sqlalchemy
 from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import SQLAlchemyError
 
+from sweeps.requests import StopRequest
+
 MISSES = 6
-ENTRY, LEAD = "process ", "lead"
+ENTRY, LEAD, ASKED = "process ", "lead", "asked "
 _LOCK = sqlalchemy.text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))")
 
 
@@ -29,6 +32,7 @@ class Solo:
 
     me: str | None = None
     leads, leaderless, lead = True, False, ""
+    asked: tuple[StopRequest, ...] = ()
 
     def alone(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -38,6 +42,9 @@ class Solo:
 
     def take_lead(self) -> bool:
         return True
+
+    def pass_on(self, request: StopRequest) -> None:
+        """Nobody is there to hear of it."""
 
     def leave(self) -> None:
         """Nobody is there to notice."""
@@ -52,6 +59,9 @@ class Crew:
         self.alone = turn
         self.me = secrets.token_hex(6)
         self.leads = self.leaderless = False
+        self.asked: tuple[StopRequest, ...] = ()  # what processes were asked to stop since this one came
+        self._asked_before = _requests(study.user_attrs)
+        self._passed_on: StopRequest | None = None
         self._pause = grace / MISSES
         self._beat = 0
         self._known: dict[str, tuple[str, int | None]] = {}  # process → where it runs, and its number; None: it left
@@ -83,6 +93,12 @@ class Crew:
         """Where the process runs that leads, or led last."""
         return self._known.get(self.study.user_attrs.get(LEAD, ""), ("another machine", None))[0]
 
+    def pass_on(self, request: StopRequest) -> None:
+        """Has the others know what this process was asked to stop."""
+        if request != self._passed_on:
+            self.study.set_user_attr(ASKED + self.me, asdict(request))
+            self._passed_on = request
+
     def leave(self) -> None:
         """What this process has begun may be taken over at once."""
         self._left.set()
@@ -111,6 +127,8 @@ class Crew:
         for process, entry in entries.items():
             self._missed[process] = self._missed[process] + 1 if self._known.get(process) == entry else 0
         self._known = entries
+        new = [each for key, each in _requests(attributes).items() if self._asked_before.get(key) != each]
+        self.asked = tuple(StopRequest(**each) for each in new)
         lead = attributes.get(LEAD, "")
         self.leads = self.leads and lead == self.me  # it may have been taken for gone
         self.leaderless = lead != self.me and not self._is_there(lead)
@@ -122,6 +140,10 @@ class Crew:
 
 def _entries(attributes: dict[str, Any]) -> dict[str, tuple[str, int | None]]:
     return {key.removeprefix(ENTRY): tuple(value) for key, value in attributes.items() if key.startswith(ENTRY)}
+
+
+def _requests(attributes: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in attributes.items() if key.startswith(ASKED)}
 
 
 @contextmanager

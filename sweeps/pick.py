@@ -9,7 +9,7 @@ from lora_core.records import TrialRecord, adapter_damage
 from reports.command import study_folder
 from reports.study import Study, adapter_folder
 from sweeps.standing import standing
-from sweeps.study_folder import trial_name
+from sweeps.study import trial_name
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """What `lora-sweep stop` asks of the process at work on a study: a small file in the study's folder.
 
-A file, and not a signal, because the process may be on another machine that shares the folder.
+A file, and not a signal, because the process may be on another machine that shares the folder. To machines that do not,
+that process passes it on.
 """
 
 import json

@@ -14,6 +14,7 @@ from sweeps.client import Bug, DiskFull, OutOfMemory, Worker, WorkerDied
 from sweeps.closing import Closing
 from sweeps.config import study_name
 from sweeps.display import Display
+from sweeps.exchange import Exchange, SharedFolder, exchange_for
 from sweeps.members import members
 from sweeps.preflight import (
     check_places,
@@ -78,8 +79,10 @@ def _run(job: Job, is_member: bool) -> int:
             with display.doing("Loading the model and the data"):
                 ready = worker.ready()
             search = _search(name, job, ready, folder, display)
+            search.has_own_folder = not (is_member or job.config.cluster.shared_folder)
             after.callback(search.study.crew.leave)  # once the worker has saved its trials, others may have them
-            with nullcontext() if is_member else locked(folder, is_shared(job.config.storage)):
+            is_common = is_shared(job.config.storage) and job.config.cluster.shared_folder
+            with nullcontext() if is_member else locked(folder, is_common):
                 search.run(worker, ready.slots, choose, choose or earlier is None, shares[1:])
     except (WorkerDied, Trouble) as end:
         display.fail(str(end))
@@ -104,10 +107,10 @@ def _search(name: str, job: Job, ready: Ready, folder: Path, display: Display) -
         undo.callback(study.forget)
         undo.callback(study.crew.leave)
         record.n_trials = max(record.n_trials, len(study.ended))  # what has ended stays part of the study
-        if study.take_lead():
-            check_fits(study, record, folder)
-        else:
-            check_joins(study, record, folder)
+        check = check_fits if study.take_lead() else check_joins
+        exchange = exchange_for(study, record, folder, display.say)
+        check(study, record, folder)
+        exchange.open(study, record)
         tracker = Teller(Tracker(job.config.tracking.uri, str(job.config.tracking.experiment)), display.say)
         if study.is_shared and study.crew.leads:
             set_terms(study, record, folder)
@@ -115,31 +118,33 @@ def _search(name: str, job: Job, ready: Ready, folder: Path, display: Display) -
     if not study.crew.leads:
         display.say(f"It is at work already, led by {study.crew.lead}: this process joins it.")
     display.start(ready, record.space, record.notes)
-    return Search(job, study, record, folder, tracker, display)
+    return Search(job, study, record, folder, exchange, tracker, display)
 
 
 class Search:
     """One run of a study that is ready to train."""
 
     def __init__(
-        self, job: Job, study: Study, record: StudyRecord, folder: Path, tracker: Teller, display: Display
-    ) -> None:
+        self, job: Job, study: Study, record: StudyRecord, folder: Path, exchange: Exchange | SharedFolder,
+        tracker: Teller, display: Display,
+    ) -> None:  # fmt: skip
         self.job = job
         self.study = study
         self.study.say = display.say
         self.leads = study.crew.leads
+        self.has_own_folder = False  # and so a record of the study there, whoever leads
         self.record = record
         self.folder = folder
         self.tracker = tracker
         self.display = display
-        self.trials = Trials(job, study, record, folder, tracker, display)
+        self.trials = Trials(job, study, record, folder, exchange, tracker, display)
 
     def run(self, worker: Worker, slots: int, choose: bool, measuring: bool, shares: list[dict[str, str]]) -> None:
         """Trains what is missing of the study, in `slots` or in as many of them as `choose` finds best; confirms the
         winner, merges it, scores the test set, writes the report. `measuring`: whether it is to be found out how well
         slots do. `shares`: of this machine, for other workers."""
         with self._recorded(None if choose else slots):
-            if self.leads:
+            if self.leads or self.has_own_folder:
                 forget_requests(self.folder)
                 (self.folder / LOG).unlink(missing_ok=True)  # of an earlier run
             worker.between, self.trials.between = self._heed, self._attend
@@ -154,13 +159,22 @@ class Search:
             if self.leads:
                 self._finish(worker)
             else:
-                self.display.answer(
-                    f"All trials have ended. The process that leads writes the report: {self.study.crew.lead}."
-                )
+                self._leave()
+
+    def _leave(self) -> None:
+        """Another process leads, and does what is left to do."""
+        if self.has_own_folder:
+            self._note("This machine has the trials that it has trained; the one that leads has all.")
+            self.record.ended = now()
+            self._save("complete")
+        self.display.answer(f"All trials have ended. The process that leads writes the report: {self.study.crew.lead}.")
 
     def _heed(self) -> None:
-        """Does what `lora-sweep stop` has asked for."""
-        if request := read_request(self.folder):
+        """Does what `lora-sweep stop` has asked for, in this folder or on a machine that does not share it."""
+        here = read_request(self.folder)
+        if here is not None and self.has_own_folder:
+            self.study.pass_on(here)
+        for request in (*filter(None, [here]), *self.study.crew.asked):
             self.trials.unwanted.update(request.trials)
             if request.study:
                 raise KeyboardInterrupt(signal.SIGINT)
@@ -179,6 +193,7 @@ class Search:
         self.display.say("The process that led the study is gone. This one leads it now.")
         if earlier := earlier_record(self.folder):
             self.record.tracking, self.record.runs = earlier.tracking, earlier.runs
+        self.trials.gather()
         self.tracker.open_study(self.record, self.folder)
         self.trials.lead()
         self._save("running")
@@ -188,6 +203,8 @@ class Search:
         self.leads = False
         self.display.say(f"Another process leads the study now: {self.study.crew.lead}.")
         self.tracker.give_way()
+        if self.has_own_folder:  # which lacks trials from now on, so that `sync` must not tell of it
+            self.record.tracking = {"run_id": self.record.tracking["run_id"]}
         self.tracker = self.trials.tracker = Teller(self.tracker.tracker, self.display.say)
         if self.trials.confirming:
             raise KeyboardInterrupt(signal.SIGINT)
@@ -281,6 +298,8 @@ class Search:
 
     def _trouble(self, error: BaseException) -> str | None:
         """What has ended the search, in a line; None if it was the user, or a bug."""
+        if isinstance(error, Trouble):
+            return str(error)
         if isinstance(error, WorkerDied) and not isinstance(error, DiskFull):
             self.trials.crashed()
             return write_log(self.folder, error)
@@ -307,5 +326,5 @@ class Search:
 
     def _save(self, state: str) -> None:
         self.record.state = state
-        if self.study.crew.leads:
+        if self.study.crew.leads or self.has_own_folder:
             save_study(self.folder, self.record)

@@ -106,6 +106,11 @@ def _is_held(handle: int) -> bool:
         return isinstance(error, BlockingIOError)
 
 
+def has_ended(folder: Path) -> bool:
+    """Whether a trial's folder holds a trial that has ended, however it did."""
+    return (folder / "trial.json").exists() and load_trial(folder).state != "running"
+
+
 def _single(folder: Path) -> list[TrialRecord]:
     return [load_trial(folder)] if (folder / "trial.json").exists() else []
 

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lora_core.errors import UserError, near
-from lora_core.records import load_trial
+from lora_core.records import StudyRecord, load_trial
 from reports.command import study_folder
 from reports.wording import loss
 from sweeps.requests import ask_to_stop, forget_requests
-from sweeps.standing import Standing, standing
+from sweeps.standing import Standing, has_ended, standing
 
 PATIENCE = 600.0  # seconds
 LOOK = 0.2  # seconds between two looks
@@ -26,7 +26,8 @@ def main(argv: list[str]) -> int:
     if given.trial is not None:
         _check_running(found, given.trial)
     ask_to_stop(folder, given.trial)
-    print(_stopped_study(folder) if given.trial is None else _stopped_trial(folder, given.trial), flush=True)
+    done = _stopped_study(folder) if given.trial is None else _stopped_trial(folder, found.record, given.trial)
+    print(done, flush=True)
     return 0
 
 
@@ -41,13 +42,27 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
 def _check_running(found: Standing, name: str) -> None:
     if found.record.kind == "train":
         raise UserError(f"{found.record.study} is a single run: stop it without naming a trial.")
-    running = [trial.name for trial in found.running if trial.role == "trial"]
+    running = _running(found.folder, found.record)()
     if name in running:
         return
     there = {trial.name: trial for trial in found.trials}
     known = f" ({there[name].state})" if name in there else ""
     now = f" Running: {', '.join(running)}." if running else " No trial of the search is running."
     raise UserError(f"{name} is not a running trial of {found.record.study}{known}.{now}{near(name, running)}")
+
+
+def _running(folder: Path, record: StudyRecord) -> Callable[[], list[str]]:
+    """Tells the running trials of the search; those of machines that do not share this folder are in the database."""
+    if record.config["cluster"].get("shared_folder", True):
+        return lambda: [trial.name for trial in standing(folder).running if trial.role == "trial"]
+    import optuna
+
+    from sweeps.storage import open_storage
+    from sweeps.study import trial_name
+
+    study = optuna.load_study(study_name=record.study, storage=open_storage(record.storage))
+    states = (optuna.trial.TrialState.RUNNING,)
+    return lambda: [trial_name(trial.number) for trial in study.get_trials(states=states)]
 
 
 def _stopped_study(folder: Path) -> str:
@@ -61,11 +76,14 @@ def _stopped_study(folder: Path) -> str:
     return f"{found.record.study} {how}: {len(found.ended)} of {found.record.n_trials} trials have ended.{resume}"
 
 
-def _stopped_trial(folder: Path, name: str) -> str:
+def _stopped_trial(folder: Path, record: StudyRecord, name: str) -> str:
     print(f"{name} ends at its next evaluation.", flush=True)
-    over = lambda: load_trial(folder / name).state != "running"  # noqa: E731
+    running = _running(folder, record)
+    over = lambda: name not in running()  # noqa: E731
     if not _waited(lambda: over() or not standing(folder).at_work) or not over():
         return f"{name} has been asked to stop, but has not ended yet."
+    if not has_ended(folder / name):
+        return f"{name} has ended, on another machine."
     trial = load_trial(folder / name)
     if trial.value is None:
         return f"{name} has ended at step {trial.step}: {trial.state}."

@@ -46,6 +46,11 @@ class Store:
                 f"tracking.uri={public(uri)}: experiment {experiment!r} cannot be opened: {first_line(error)}"
             ) from None
 
+    @property
+    def artifact_location(self) -> str:
+        """Where files of runs go to."""
+        return self.client.get_experiment(self.experiment_id).artifact_location
+
     def has_run(self, run_id: str) -> bool:
         """Whether the run is here and not deleted."""
         try:
@@ -136,6 +141,17 @@ class Store:
 
     def add_folder(self, run_id: str, folder: Path, name: str) -> None:
         self.client.log_artifacts(run_id, str(folder), name)
+
+    def add_file(self, run_id: str, file: Path, folder: str) -> None:
+        self.client.log_artifact(run_id, str(file), folder)
+
+    def files(self, run_id: str, folder: str) -> list[str]:
+        """The paths of what is in a folder of a run."""
+        return [info.path for info in self.client.list_artifacts(run_id, folder)]
+
+    def fetch_file(self, run_id: str, file: str, place: Path) -> Path:
+        """Brings a file of a run to the folder `place`; returns where it is."""
+        return Path(self.client.download_artifacts(run_id, file, str(place)))
 
     def add_text(self, run_id: str, text: str, name: str) -> None:
         self.client.log_text(run_id, text, name)

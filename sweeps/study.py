@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -20,21 +20,24 @@ from sweeps.crew import Crew, Solo, turn
 from sweeps.fingerprint import differences, fingerprint, identity
 from sweeps.patience import patient
 from sweeps.pruners import make_pruner
+from sweeps.requests import StopRequest
 from sweeps.samplers import DistinctSampler, exhausted
 from sweeps.storage import is_shared, open_storage
 
 PROCESS = "process"  # the attribute of a trial that says who runs it
+RUN = "run"  # the attribute of a study that names its run in MLflow
 STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 
 
 @dataclass
 class Proposal:
     """A trial to run: its Optuna number and the values of its axes. `crashes`: how often the training process
-    died on it."""
+    died on it; `begun`: whether it was begun before, here or elsewhere."""
 
     number: int
     values: dict[str, Any]
     crashes: int = 0
+    begun: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,7 @@ class Study:
             else:
                 trial = self.optuna.ask()
             proposal = self._proposal(trial)
+            proposal.begun = begun is not None
         self._live[trial.number] = trial
         return proposal
 
@@ -136,6 +140,19 @@ class Study:
     def take_lead(self) -> bool:
         """Whether this process leads the study: it does from now on if nobody else does."""
         return self.crew.take_lead()
+
+    @patient
+    def pass_on(self, request: StopRequest) -> None:
+        """Has the processes on other machines know what this one was asked to stop."""
+        self.crew.pass_on(request)
+
+    @property
+    def run_id(self) -> str | None:
+        """The study's run in MLflow, which carries trials from machine to machine."""
+        return self.optuna.user_attrs.get(RUN)
+
+    def set_run_id(self, run_id: str) -> None:
+        self.optuna.set_user_attr(RUN, run_id)
 
     @property
     @patient
@@ -209,6 +226,18 @@ class Study:
         if self.is_new:
             optuna.delete_study(study_name=self.optuna.study_name, storage=self.optuna._storage)
 
+    def record(self, trial: FrozenTrial) -> TrialRecord:
+        """What the database knows of a trial that has ended."""
+        state = next(name for name, state in STATES.items() if state == trial.state)
+        told, step = trial.user_attrs, trial.last_step or 0
+        return TrialRecord(
+            trial_name(trial.number), "trial", state, trial.number, params=self._values(trial),
+            reason=told.get("reason"), metrics=told.get("metrics", {}), step=step,
+        )  # fmt: skip
+
+    def _values(self, trial: optuna.Trial | FrozenTrial) -> dict[str, Any]:
+        return {key: self.axes[key].decode(param) for key, param in trial.params.items()}
+
     def _trials(self) -> list[FrozenTrial]:
         return self.optuna.get_trials(deepcopy=False)
 
@@ -224,8 +253,7 @@ class Study:
         for key in parents_first(list(self.distributions), self.conditions):
             if key in present({**trial.params, key: None}, self.conditions):
                 trial._suggest(key, self.distributions[key])
-        values = {key: self.axes[key].decode(param) for key, param in trial.params.items()}
-        return Proposal(trial.number, values, trial.user_attrs.get("crashes", 0))
+        return Proposal(trial.number, self._values(trial), trial.user_attrs.get("crashes", 0))
 
     def _check_same(self, name: str, config: SweepConfig, axes: list[Axis], contents: dict[str, str]) -> None:
         ours = identity(config.to_dict(), [axis.to_dict() for axis in axes]) | contents
@@ -235,6 +263,10 @@ class Study:
             self.optuna.set_user_attr("fingerprint", fingerprint(config, axes))
         else:
             check_same(name, known, ours)
+
+
+def trial_name(number: int) -> str:
+    return f"trial-{number:04d}"
 
 
 def _enqueued(config: SweepConfig) -> list[dict[str, Any]]:

@@ -25,15 +25,11 @@ from sweeps.environment import environment
 from sweeps.fingerprint import fingerprint, identity
 from sweeps.protocol import Ready
 from sweeps.space import Job
-from sweeps.study import Study, check_same
+from sweeps.study import Study, check_same, trial_name
 
 LOG = "worker.log"
 LOOKS = 5
 TERMS = "terms"  # an attribute of a shared study
-
-
-def trial_name(number: int) -> str:
-    return f"trial-{number:04d}"
 
 
 def resume_command(argv: list[str], name: str) -> str:
@@ -144,16 +140,42 @@ def set_terms(study: Study, record: StudyRecord, folder: Path) -> None:
     """What those who join a shared study must have in common with the process that leads it, which is this one."""
     folder.mkdir(parents=True, exist_ok=True)
     save_study(folder, record)  # by which they see that the folder is the same
-    study.optuna.set_user_attr(TERMS, {"n_trials": study.n_trials, "created": record.created})
+    terms = {"n_trials": study.n_trials, "created": record.created, "shared_folder": shares_folder(record)}
+    study.optuna.set_user_attr(TERMS, terms)
+
+
+def shares_folder(record: StudyRecord) -> bool:
+    """Whether all machines at work on the study write to one folder."""
+    return record.config["cluster"].get("shared_folder", True)
+
+
+def check_own_folder(study: Study, record: StudyRecord, folder: Path) -> None:
+    """Raises UserError if `folder`, which is this machine's alone, holds another study of this name."""
+    there, terms = earlier_record(folder), study.optuna.user_attrs.get(TERMS)
+    if terms is None:  # it is new
+        return
+    if there is not None and there.created != terms["created"]:
+        raise UserError(
+            f"{folder} holds another study={record.study} than {public(record.storage)}.\n"
+            "Give another output_dir=, or another study= name."
+        )
+    record.created = terms["created"]
 
 
 def check_joins(study: Study, record: StudyRecord, folder: Path) -> None:
     """Raises UserError where this process cannot join the one that leads the study."""
     terms, there = study.optuna.user_attrs[TERMS], earlier_record(folder)
-    if there is None or there.created != terms["created"]:
+    if terms.get("shared_folder", True) != shares_folder(record):
+        theirs = str(not shares_folder(record)).lower()
+        raise UserError(
+            f"study={record.study} is at work ({study.crew.lead}) with cluster.shared_folder={theirs}.\n"
+            "Join it with the same."
+        )
+    if shares_folder(record) and (there is None or there.created != terms["created"]):
         raise UserError(
             f"study={record.study} is at work ({study.crew.lead}), but not in {folder}.\n"
-            "Machines that join a study share its output_dir=, such as a folder on a network drive."
+            "Machines that join a study share its output_dir=, such as a folder on a network drive, or all have\n"
+            "cluster.shared_folder=false."
         )
     if study.n_trials != terms["n_trials"]:
         raise UserError(

@@ -33,6 +33,8 @@ def _synced(folder: Path, uri: str | None) -> str:
 
     with locked(folder):
         record = load_study(folder)
+        if "link" not in record.tracking:
+            raise UserError(f"{folder} has some trials of {record.study} only. The machine that leads it tells MLflow.")
         tracker = Tracker(_store(record, uri), str(record.config["tracking"]["experiment"]))
         record.notes = [note for note in record.notes if not note.startswith("MLflow could not be told")]
         tracker.open_study(record, folder)

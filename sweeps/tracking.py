@@ -18,10 +18,11 @@ from sweeps import champion
 from sweeps.connect import FAILURES, first_line, public
 from sweeps.history import History
 from sweeps.links import base_of, run_link, study_link
-from sweeps.run_values import SPLITS, data_of, keeps_all, study_tags
+from sweeps.run_values import SPLITS, data_of, keeps_all
 from sweeps.store import Store, milliseconds
+from sweeps.study_run import open_study_run
 from sweeps.summary import study_note
-from sweeps.trial_run import INTERRUPTED, TrialRun, add_data, model_of
+from sweeps.trial_run import INTERRUPTED, TrialRun, model_of
 
 if TYPE_CHECKING:  # `sweeps.connect` decides how mlflow is imported
     from mlflow.entities import Run
@@ -187,22 +188,11 @@ class Tracker:
     @_if_reachable
     def _open_run(self) -> None:
         if self.study.kind != "train":
-            self._open_parent()
+            run_id = open_study_run(self.store, self.study)
+            config = yaml.safe_dump(self.study.config, sort_keys=False, allow_unicode=True)
+            self.store.add_text(run_id, config, "config.yaml")
+            self.store.add_text(run_id, "\n".join(self.study.space) + "\n", "space.txt")
         self._catch_up()
-
-    def _open_parent(self) -> None:
-        study = self.study
-        run_id = study.tracking.get("run_id")
-        if run_id is not None and self.store.has_run(run_id):
-            self.store.reopen(run_id, study_tags(study))
-        else:
-            study.runs = {}
-            run_id = self.store.create_run(study.study, study_tags(study), {})
-            study.tracking = {**study.tracking, "run_id": run_id}
-            add_data(self.store, run_id, study)
-        config = yaml.safe_dump(study.config, sort_keys=False, allow_unicode=True)
-        self.store.add_text(run_id, config, "config.yaml")
-        self.store.add_text(run_id, "\n".join(study.space) + "\n", "space.txt")
 
     def _catch_up(self) -> None:
         """Brings the store to what lies on disk, but for trials of whose start we have yet to be told."""

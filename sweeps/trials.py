@@ -21,12 +21,13 @@ from sweeps import interrupts
 from sweeps.client import Worker
 from sweeps.confirm import rounds
 from sweeps.display import Display
+from sweeps.exchange import Exchange, SharedFolder
 from sweeps.keep import drop_adapters
 from sweeps.preflight import trial_config
 from sweeps.protocol import Go, Report
 from sweeps.space import Job
-from sweeps.study import Evaluation, Proposal, Study
-from sweeps.study_folder import ended_already, has_completed, trial_name
+from sweeps.study import Evaluation, Proposal, Study, trial_name
+from sweeps.study_folder import ended_already, has_completed
 from sweeps.telling import Teller
 
 REFERENCES = ("base", "default")
@@ -44,12 +45,14 @@ class Trials:
     """What a trial is known by everywhere is its name: `base`, `default`, `trial-0007`, `confirm-0007-1`."""
 
     def __init__(
-        self, job: Job, study: Study, record: StudyRecord, folder: Path, tracker: Teller, display: Display
-    ) -> None:
+        self, job: Job, study: Study, record: StudyRecord, folder: Path, exchange: Exchange | SharedFolder,
+        tracker: Teller, display: Display,
+    ) -> None:  # fmt: skip
         self.job = job
         self.study = study
         self.record = record
         self.folder = folder
+        self.exchange = exchange
         self.tracker = tracker
         self.display = display
         self.running: dict[str, TrialSpec] = {}
@@ -59,6 +62,7 @@ class Trials:
         self.confirming = False  # no new ones any more
         self.between: Callable[[], None] = lambda: None  # called where nothing is half done
         self._noticed: set[int] = set()  # trials whose end was shown and told
+        self._untold: list[TrialRecord] = []  # ended here, but other machines could not have them yet
 
     def train(self, worker: Worker, free: int) -> None:
         """Runs trials until the study has all of them. The worker trains while MLflow is told.
@@ -69,17 +73,23 @@ class Trials:
         if self.waiting is None:
             self.waiting = self._unfinished()
         self._run(worker, free)
-        while not self.study.is_over:
+        while not self._is_over():
             with interrupts.waiting():
                 time.sleep(LOOK)
-            self._notice_others()
             self.between()
             self._run(worker, free)
-        self._notice_others()
         if self.study.is_exhausted:
             note = f"The space is exhausted: all of its {len(self.study.ended)} settings were tried."
             self.record.notes.append(note)
             self.display.say(note)
+
+    def _is_over(self) -> bool:
+        """Whether no trial is at work anywhere, and those of others are known here."""
+        over = self.study.is_over  # first: one that ends while they are looked at is for the next time
+        self._tell()
+        self._notice_others()
+        self.exchange.check()
+        return over and (self.exchange.problem is None or all(t.number in self._noticed for t in self.study.ended))
 
     def confirm(self, worker: Worker, free: int) -> None:
         """Trains the best again with other seeds, those of one seed together: they share the order of the data.
@@ -131,8 +141,17 @@ class Trials:
         lost = self.study.lost()
         for number in lost:
             self.study.give_up(number)
+            self.exchange.discard(trial_name(number))
+        self._untold = [record for record in self._untold if record.role != "trial" or record.number not in lost]
         self.again()
         self.waiting = [spec for spec in self.waiting or [] if spec.role != "trial" or spec.number not in lost]
+
+    def gather(self) -> None:
+        """Waits until all that has ended is in the folder of this process, which leads from now on."""
+        while not self.exchange.fetch_all([trial_name(trial.number) for trial in self.study.ended]):
+            self.exchange.check()
+            with interrupts.waiting():
+                time.sleep(LOOK)
 
     def lead(self) -> None:
         """The process that led is gone, and this one tells and finishes the study from now on."""
@@ -158,6 +177,7 @@ class Trials:
         by_hand = self.unwanted & self.running.keys()
         go.stop_by_hand = sorted(by_hand)
         go.stop = [name for name in beaten if name in self.running and name not in by_hand]
+        self._tell()
         self._notice_others()
         self.between()
         go.start = self._next(report.free)
@@ -190,34 +210,47 @@ class Trials:
     def _ended(self, record: TrialRecord) -> None:
         self.running.pop(record.name, None)
         if record.role == "trial" and record.number is not None:
-            self.study.tell(record)
             self._noticed.add(record.number)
+        self._untold.append(record)
+        self._tell()
         self.tracker.end_trial(record)
         self.display.ended(record)
         if (keep := self.job.config.tracking.keep) != "all":
-            drop_adapters(self.folder, max(int(keep), self.job.config.search.confirm.k))
+            for name in drop_adapters(self.folder, max(int(keep), self.job.config.search.confirm.k)):
+                self.exchange.publish(name)
+
+    def _tell(self) -> None:
+        """What the study is told of, other machines can have; so that comes first, and where it fails, it waits."""
+        while self._untold and self.exchange.publish(self._untold[0].name):
+            record = self._untold.pop(0)
+            if record.role == "trial" and record.number is not None:
+                self.study.tell(record)
 
     def _unfinished(self) -> list[TrialSpec]:
         """The reference rows that are not there yet, trained by the one process that leads."""
-        self._noticed = {trial.number for trial in self.study.ended}
-        self.display.known([load_trial(self.folder / trial_name(number)) for number in sorted(self._noticed)])
+        ended = self.study.ended
+        self._noticed = {trial.number for trial in ended}
+        self.display.known([self.study.record(trial) for trial in ended])
         return self._references() if self.study.crew.leads else []
 
     def _references(self) -> list[TrialSpec]:
         return [self._reference(role) for role in REFERENCES if not has_completed(self.folder / role)]
 
     def _notice_others(self) -> None:
-        """Shows and tells the trials that other processes have ended since the last look."""
+        """Shows the trials that other processes have ended since the last look, and tells them where this one leads."""
         if not self.study.is_shared:
             return
-        for number in [trial.number for trial in self.study.ended if trial.number not in self._noticed]:
-            folder = self.folder / trial_name(number)
-            if (folder / "trial.json").exists():  # a network drive may be slower than the database
+        for trial in [trial for trial in self.study.ended if trial.number not in self._noticed]:
+            record, folder = self.study.record(trial), self.folder / trial_name(trial.number)
+            if self.study.crew.leads:
+                if not self.exchange.fetch(record.name):
+                    continue
                 record = load_trial(folder)
-                self._noticed.add(number)
-                self._tell_so_far(TrialSpec(record.name, "trial", record.config, str(folder), number, 0, record.params))
+                spec = TrialSpec(record.name, "trial", record.config, str(folder), trial.number, 0, record.params)
+                self._tell_so_far(spec)
                 self.tracker.end_trial(record)
-                self.display.ended(record)
+            self._noticed.add(trial.number)
+            self.display.ended(record)
 
     def _tell_so_far(self, spec: TrialSpec) -> None:
         self.tracker.start_trial(self.record, spec)
@@ -240,6 +273,8 @@ class Trials:
         name = trial_name(proposal.number)
         config = trial_config(self.job.config_for(proposal.values))
         spec = TrialSpec(name, "trial", config, str(self.folder / name), proposal.number, params=proposal.values)
+        if proposal.begun:
+            self.exchange.take_over(name)
         if proposal.crashes >= ATTEMPTS:
             self.tracker.start_trial(self.record, spec)
             self._ended(_failed(spec, DIED))

@@ -21,6 +21,8 @@ import yaml
 from omegaconf import OmegaConf
 
 from sweeps.compose import Composer
+from tests.sweeps.helpers import Place
+from tests.sweeps.test_telling import Server
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -28,7 +30,7 @@ PROGRAMS = Path(sys.executable).parent  # where lora-sweep and mlx_lm.generate a
 SMALL = {"model": "tiny", "trainer.iters": "4", "trainer.eval_every": "2", "trainer.slots": "1"}
 DATED = re.compile(r"lora-\d{8}-\d{6}")  # the name of a study that was given none
 # They install something, or would start these tests again.
-NOT_RUN = ("pip", "git", "uv sync", "uv run pytest", "uv run --no-sync")
+NOT_RUN = ("pip", "git", "uv sync", "uv run pytest", "uv run --no-sync", "uv run mlflow server")
 
 
 class Shown(NamedTuple):
@@ -122,11 +124,28 @@ def test_commands_print_what_is_shown(each: Shown, folder: Path) -> None:
 
 @pytest.mark.slow
 def test_a_shared_study_is_joined_by_the_same_command(folder: Path, database: str) -> None:
-    (each,) = (each for each in shown() if SHARED in each.command)
+    each, _ = (each for each in shown() if SHARED in each.command)
     words = [word.replace(SHARED, database).replace("/shared", str(folder)) for word in small(each.words)]
     for _ in range(2):
         code, printed = run(words, folder)
         assert code == 0 and "wins with" in printed, printed
+
+
+@pytest.mark.slow
+def test_machines_without_a_common_folder(tmp_path: Path, database: str) -> None:
+    """The second one, with a folder that is empty, finds all trained."""
+    _, each = (each for each in shown() if SHARED in each.command)
+    server = Server(Place(tmp_path))
+    try:
+        words = [word.replace(SHARED, database) for word in small(each.words)]
+        words = [re.sub(r"http://[\d.:]+", server.uri, word) for word in words]
+        for name in ("one", "other"):
+            (tmp_path / name).mkdir()
+            code, printed = run(words, tmp_path / name)
+            assert code == 0 and "wins with" in printed, printed
+        assert "2 of 2 trials have ended already" in printed
+    finally:
+        server.kill()
 
 
 def test_the_ui_serves_the_newest_study(folder: Path) -> None:

@@ -2,13 +2,17 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sweeps.cli import main
 from tests.sweeps.faults import TABLE
+from tests.sweeps.helpers import Place
+from tests.sweeps.machines import Apart, Machines
+from tests.sweeps.test_telling import Server
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,6 +46,40 @@ def short_of_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]
         return started
 
     return arm
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Several that take all cores each would mostly wait for one another."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("MKL_NUM_THREADS", "1")
+        yield
+
+
+@pytest.fixture
+def together(tmp_path: Path, database: str) -> Iterator[Machines]:
+    """Machines that write to one folder."""
+    there = Machines(Place(tmp_path), database)
+    yield there
+    there.end()
+
+
+@pytest.fixture
+def apart(tmp_path: Path, database: str) -> Iterator[Apart]:
+    """Machines that do not."""
+    place = Place(tmp_path)
+    there = Apart(place, database, Server(place))
+    yield there
+    there.end()
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> list[tuple]:
+    """The results of one machine that has no company."""
+    place = Place(tmp_path_factory.mktemp("alone"))
+    assert main(Machines(place, f"sqlite:///{place.root}/optuna.db").arguments()) == 0
+    return place.results()
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

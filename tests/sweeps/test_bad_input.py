@@ -14,6 +14,7 @@ from tests.sweeps.helpers import Place, write_data
 
 TINY = "model=tiny"
 SEARCH = f"search {TINY} search=quick n_trials=2"
+APART = f"{SEARCH} storage=postgresql+psycopg://tester@127.0.0.1:9/db cluster.shared_folder=false"
 
 
 @pytest.fixture
@@ -51,6 +52,9 @@ def refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., N
         (f"{SEARCH} storage=nowhere", ["storage is 'nowhere'"]),
         (f"{SEARCH} search/pruner=mdian", ["search/pruner=mdian", "median"]),
         (f"{SEARCH} cluster=ray cluster.address=head:6379", ["cluster.address=head:6379", "PostgreSQL"]),
+        (f"{SEARCH} cluster.shared_folder=false", ["storage", "PostgreSQL", "cluster.shared_folder"]),
+        (f"{APART} tracking.uri=sqlite:///mlflow.db", ["tracking.uri", "sqlite:///mlflow.db", "an MLflow server"]),
+        (f"{APART} tracking.uri=http://127.0.0.1:9 cluster=ray cluster.shared_folder=false", ["cluster.name", "local"]),
         ("plan lora_parameters.rnk=4,8", ["lora_parameters.rank"]),
         # A folder that not even root can write to.
         (f"{SEARCH} output_dir=/dev/null/out", ["output_dir", "/dev/null"]),

@@ -13,6 +13,7 @@ from lora_core.records import TrialRecord
 from sweeps.axes import Axis
 from sweeps.config import ClusterConfig, SearchConfig, SweepConfig
 from sweeps.crew import Crew
+from sweeps.requests import StopRequest
 from sweeps.storage import opening_shared
 from sweeps.study import Evaluation, Proposal, Study
 from tests import postgres
@@ -182,6 +183,24 @@ def test_one_leads_and_another_takes_over(config: SweepConfig, machines: Machine
     wait_for_gone(studies[0], studies[2])
     assert studies[1].crew.leaderless
     assert [study.take_lead() for study in studies[1:]] == [True, False]
+
+
+def test_what_one_is_asked_to_stop_all_hear_of(config: SweepConfig, machines: Machines) -> None:
+    """But for those that come later."""
+    one, other = machines.open(config), machines.open(config)
+    request = StopRequest(["trial-0001"])
+    one.pass_on(request)
+    end = time.monotonic() + 10 * GRACE
+    while other.crew.asked != (request,):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    late = machines.open(config)
+    time.sleep(GRACE)
+    assert late.crew.asked == ()
+    one.pass_on(StopRequest(["trial-0001"], study=True))
+    while not any(each.study for each in late.crew.asked):
+        assert time.monotonic() < end + 10 * GRACE
+        time.sleep(0.05)
 
 
 @pytest.mark.faults

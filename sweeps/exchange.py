@@ -1,0 +1,198 @@
+"""How one machine gets at what another has trained: in a folder that all of them see, or through MLflow, where each
+writes to a folder of its own (`cluster.shared_folder=false`).
+
+A trial that has ended becomes a file of the study's run, trials/trial-0007.zip, before the study is told of it. So
+whatever has ended according to the study can be had, and what a machine has on its disk alone is still running.
+"""
+
+import shutil
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from urllib.parse import urlsplit
+from zipfile import BadZipFile, ZipFile
+
+from lora_core import disk
+from lora_core.errors import UserError
+from lora_core.records import StudyRecord, load_trial, save_trial
+from sweeps.connect import FAILURES, check_server, first_line, public
+from sweeps.standing import has_ended
+from sweeps.store import Store
+from sweeps.study import Study, trial_name
+from sweeps.study_folder import check_own_folder, shares_folder
+from sweeps.study_run import open_study_run
+from sweeps.trouble import Trouble
+
+PLACE = "trials"  # among the files of the run
+PAUSE = 15.0  # seconds before a server that failed is tried again
+PATIENCE = 600.0  # seconds that a machine with nothing else left to do waits for it
+
+
+class SharedFolder:
+    """Nothing has to be handed over: what one machine writes to `folder`, all of them see."""
+
+    problem: str | None = None
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def open(self, study: Study, record: StudyRecord) -> None:
+        """It is there."""
+
+    def publish(self, name: str) -> bool:
+        return True
+
+    def fetch(self, name: str) -> bool:
+        return (self.folder / name / "trial.json").exists()  # a network drive may be slower than the database
+
+    def fetch_all(self, names: list[str]) -> bool:
+        return True
+
+    def take_over(self, name: str) -> None:
+        """Its checkpoint is here."""
+
+    def discard(self, name: str) -> None:
+        """Others go on with it in this very folder."""
+
+    def check(self) -> None:
+        """It is always there."""
+
+
+class Exchange:
+    """Carries trials between `folder`, which is this machine's alone, and the run `run_id` of the study; None: there is
+    no run yet. `say` takes lines for the user. A server that fails is left alone for a while; `problem` says why."""
+
+    def __init__(self, store: Store, run_id: str | None, folder: Path, say: Callable[[str], None]) -> None:
+        self.store = store
+        self.run_id = run_id
+        self.folder = folder
+        self.say = say
+        self.problem: str | None = None
+        self._failed_first = self._failed_last = 0.0
+        self._has_said = False
+
+    def open(self, study: Study, record: StudyRecord) -> None:
+        """The machine that leads makes the run, and hands over what it has already; those that join look for the run.
+        Raises UserError where the server does not have it, or would not carry its files."""
+        uri = f"tracking.uri={public(self.store.uri)}"
+        record.tracking = record.tracking | ({"run_id": self.run_id} if self.run_id else {})
+        try:
+            place = self.store.artifact_location
+            if urlsplit(place).scheme in ("", "file"):
+                raise UserError(
+                    f"{uri}: that server leaves files to its clients, in {place}, which other machines do not see.\n"
+                    "Start it with: mlflow server --artifacts-destination FOLDER"
+                )
+            if study.crew.leads:
+                self.run_id = open_study_run(self.store, record)
+                study.set_run_id(self.run_id)
+                self._publish_all()
+            elif self.run_id is None or not self.store.has_run(self.run_id):
+                raise UserError(f"{uri}: that server does not know study={record.study}, which others work on.")
+        except FAILURES as error:
+            raise UserError(f"{uri} cannot be used: {first_line(error)}") from None
+
+    def publish(self, name: str) -> bool:
+        """Hands over the folder of a trial that has ended; returns whether that went well. It may be done again."""
+        return self._tried(partial(self._publish, name))
+
+    def fetch(self, name: str) -> bool:
+        """Whether the folder of a trial that has ended is here; it is brought here if need be."""
+        return has_ended(self.folder / name) or self._tried(partial(self._fetch, name))
+
+    def fetch_all(self, names: list[str]) -> bool:
+        """Whether these trials are here, and all else that has been handed over: reference rows, repeats."""
+        there = [*names]
+        return self._tried(lambda: there.extend(self._published())) and all(map(self.fetch, there))
+
+    def take_over(self, name: str) -> None:
+        """This machine goes on with a trial that may be another's."""
+        if not (self.folder / name).exists() and not self._has_said:
+            self._has_said = True
+            self.say(f"Trials of a machine that is gone begin anew, {name} first: it alone has their checkpoints.")
+
+    def discard(self, name: str) -> None:
+        """What counts of a trial is what another machine, which has taken it over, makes of it."""
+        shutil.rmtree(self.folder / name, ignore_errors=True)
+
+    def check(self) -> None:
+        """Raises Trouble where waiting for the server has been in vain."""
+        if self.problem is not None and time.monotonic() - self._failed_first > PATIENCE:
+            raise Trouble(
+                f"MLflow has not answered for {PATIENCE / 60:.0f} minutes ({self.problem}), and what other machines "
+                "have trained, or lack of this one, cannot be carried."
+            )
+
+    def _tried(self, act: Callable[[], None]) -> bool:
+        if self.problem is not None and time.monotonic() - self._failed_last < PAUSE:
+            return False
+        try:
+            check_server(self.store.uri)  # MLflow itself would try for longer
+            act()
+        except (*FAILURES, UserError, BadZipFile) as error:
+            if disk.is_full(error):
+                raise
+            self._failed_last = time.monotonic()
+            if self.problem is None:
+                self._failed_first = self._failed_last
+                self.say(f"MLflow does not answer ({first_line(error)}). What has ended waits on this disk.")
+            self.problem = first_line(error)
+            return False
+        if self.problem is not None:
+            self.problem = None
+            self.say("MLflow answers again, and carries what has ended.")
+        return True
+
+    def _publish_all(self) -> None:
+        """What has ended here but is not there, as with a study that was in one folder for all before."""
+        there = self._published()
+        for each in self.folder.glob("*/trial.json"):
+            if each.parent.name not in there and has_ended(each.parent):
+                self._publish(each.parent.name)
+
+    def _publish(self, name: str) -> None:
+        folder = self.folder / name
+        with TemporaryDirectory() as place:
+            file = Path(place) / f"{name}.zip"
+            with ZipFile(file, "w") as packed:
+                for each in sorted(folder.rglob("*")):
+                    packed.write(each, each.relative_to(folder))
+            self.store.add_file(self._run(), file, PLACE)
+
+    def _fetch(self, name: str) -> None:
+        """Complete or not at all."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=self.folder, prefix=".") as place:
+            file = self.store.fetch_file(self._run(), f"{PLACE}/{name}.zip", Path(place))
+            brought = Path(place) / name
+            with ZipFile(file) as packed:
+                packed.extractall(brought)
+            record = load_trial(brought)
+            adapter = self.folder / name / "adapters"
+            record.adapter = str(adapter) if (brought / "adapters").is_dir() else None
+            save_trial(brought, record)
+            self.discard(name)
+            brought.rename(self.folder / name)
+
+    def _published(self) -> list[str]:
+        return [Path(file).stem for file in self.store.files(self._run(), PLACE)] if self.run_id else []
+
+    def _run(self) -> str:
+        assert self.run_id is not None
+        return self.run_id
+
+
+def exchange_for(
+    study: Study, record: StudyRecord, folder: Path, say: Callable[[str], None]
+) -> Exchange | SharedFolder:
+    """With all that has ended in the folder of the machine that leads. Raises UserError if that cannot be had."""
+    if shares_folder(record):
+        return SharedFolder(folder)
+    check_own_folder(study, record, folder)
+    tracking = record.config["tracking"]
+    exchange = Exchange(Store(tracking["uri"], tracking["experiment"]), study.run_id, folder, say)
+    if study.crew.leads and not exchange.fetch_all([trial_name(trial.number) for trial in study.ended]):
+        raise UserError(f"tracking.uri={public(tracking['uri'])} lacks trials of the study: {exchange.problem}")
+    return exchange

@@ -1,0 +1,159 @@
+"""What carries a trial from one machine's folder to another's, with MLflow's store in a file instead of a server."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from lora_core.errors import UserError
+from lora_core.records import (
+    StudyRecord,
+    TrialRecord,
+    adapter_damage,
+    append_metrics,
+    load_metrics,
+    load_trial,
+    save_trial,
+)
+from sweeps import exchange
+from sweeps.connect import FAILURES
+from sweeps.exchange import Exchange
+from sweeps.store import Store
+from sweeps.trouble import Trouble
+from tests.sweeps.helpers import empty_store
+
+NAME = "trial-0003"
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Exchange]:
+    """The exchange of a machine by that name; the lines that it says are its `said`."""
+    monkeypatch.setattr(exchange, "check_server", lambda uri: None)
+    (tmp_path / "mlflow.db").write_bytes(empty_store())
+    store = Store(f"sqlite:///{tmp_path}/mlflow.db", "tests")
+    run_id = store.create_run("s", {}, {})
+
+    def make(name: str) -> Exchange:
+        said: list[str] = []
+        there = Exchange(store, run_id, tmp_path / name, said.append)
+        there.said = said  # type: ignore[attr-defined]
+        return there
+
+    return make
+
+
+def trained(folder: Path, state: str = "complete", value: float = 1.5) -> TrialRecord:
+    """What a trial leaves."""
+    place = folder / NAME
+    (place / "adapters").mkdir(parents=True)
+    (place / "adapters" / "adapters.safetensors").write_bytes(b"weights")
+    append_metrics(place, {"step": 0, "val_loss": value})
+    sha256 = hashlib.sha256(b"weights").hexdigest()
+    record = TrialRecord(NAME, "trial", state, 3, metrics={"best_val_loss": value}, adapter_sha256=sha256)
+    record.adapter = str(place / "adapters")
+    save_trial(place, record)
+    return record
+
+
+def test_a_server_that_leaves_files_to_its_clients(machine: Callable[[str], Exchange]) -> None:
+    """As with a store in a file, they would stay on the disk of the machine that has them."""
+    study, record = SimpleNamespace(crew=SimpleNamespace(leads=True)), StudyRecord("s")
+    with pytest.raises(UserError, match="leaves files to its clients") as refused:
+        machine("here").open(study, record)  # type: ignore[arg-type]
+    assert "mlflow server --artifacts-destination" in str(refused.value)
+
+
+def test_another_server(machine: Callable[[str], Exchange], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Store, "artifact_location", "mlflow-artifacts:/1")
+    joins, record, here = SimpleNamespace(crew=SimpleNamespace(leads=False)), StudyRecord("s"), machine("here")
+    here.open(joins, record)  # type: ignore[arg-type]
+    assert record.tracking == {"run_id": here.run_id}
+    here.run_id = "0" * 32
+    with pytest.raises(UserError, match="does not know study=s"):
+        here.open(joins, record)  # type: ignore[arg-type]
+
+
+def test_a_trial_gets_to_another_machine(machine: Callable[[str], Exchange]) -> None:
+    here, there = machine("here"), machine("there")
+    sent = trained(here.folder)
+    assert not there.fetch(NAME), "nothing was handed over yet"
+    there.problem = None
+    assert here.publish(NAME) and there.fetch(NAME)
+    place = there.folder / NAME
+    got = load_trial(place)
+    assert got.adapter == str(place / "adapters") and adapter_damage(got, place / "adapters") is None
+    assert (got.value, got.adapter_sha256) == (sent.value, sent.adapter_sha256)
+    assert load_metrics(place) == load_metrics(here.folder / NAME)
+    assert [path.name for path in there.folder.iterdir()] == [NAME]
+
+
+def test_what_is_here_and_has_ended_stays(machine: Callable[[str], Exchange]) -> None:
+    here, there = machine("here"), machine("there")
+    trained(here.folder, value=1.0)
+    here.publish(NAME)
+    trained(there.folder, value=2.0)
+    assert there.fetch(NAME) and load_trial(there.folder / NAME).value == 2.0
+
+
+def test_what_is_here_and_was_left_halfway_is_replaced(machine: Callable[[str], Exchange]) -> None:
+    here, there = machine("here"), machine("there")
+    trained(here.folder, value=1.0)
+    here.publish(NAME)
+    trained(there.folder, "running", value=2.0)
+    (there.folder / NAME / "slot.json").touch()
+    assert there.fetch(NAME) and load_trial(there.folder / NAME).value == 1.0
+    assert not (there.folder / NAME / "slot.json").exists()
+
+
+def test_a_torn_file_is_not_taken(machine: Callable[[str], Exchange], tmp_path: Path) -> None:
+    here, there = machine("here"), machine("there")
+    trained(here.folder)
+    here.publish(NAME)
+    (file,) = tmp_path.rglob(f"{NAME}.zip")
+    file.write_bytes(file.read_bytes()[:-40])
+    assert not there.fetch(NAME) and not (there.folder / NAME).exists()
+
+
+def test_all_that_was_handed_over(machine: Callable[[str], Exchange]) -> None:
+    here, there = machine("here"), machine("there")
+    assert there.fetch_all([])
+    trained(here.folder)
+    here.publish(NAME)
+    assert there.fetch_all([]) and load_trial(there.folder / NAME).state == "complete"
+    assert not there.fetch_all(["trial-0004"]), "that one is nowhere"
+
+
+def test_a_server_that_is_away(machine: Callable[[str], Exchange], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked rarely, which is said once, and given up after a while."""
+    here, asked = machine("here"), []
+    trained(here.folder)
+
+    def away(uri: str) -> None:
+        asked.append(uri)
+        raise FAILURES[-1]("refused")
+
+    monkeypatch.setattr(exchange, "check_server", away)
+    assert not here.publish(NAME) and not here.publish(NAME)
+    assert len(asked) == 1
+    here.check()
+    monkeypatch.setattr(exchange, "PAUSE", 0.0)
+    assert not here.publish(NAME)
+    monkeypatch.setattr(exchange, "PATIENCE", 0.0)
+    with pytest.raises(Trouble, match="refused"):
+        here.check()
+    monkeypatch.setattr(exchange, "check_server", lambda uri: None)
+    assert here.publish(NAME)
+    here.check()
+    first, second = here.said  # type: ignore[attr-defined]
+    assert "does not answer (refused)" in first and "answers again" in second
+
+
+def test_trials_that_begin_anew_are_told_once(machine: Callable[[str], Exchange]) -> None:
+    here = machine("here")
+    trained(here.folder, "running")
+    for name in (NAME, "trial-0004", "trial-0005"):  # of the first one the checkpoint is here
+        here.take_over(name)
+    (line,) = here.said  # type: ignore[attr-defined]
+    assert "trial-0004 first" in line

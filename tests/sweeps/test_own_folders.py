@@ -1,0 +1,107 @@
+"""Machines that share a study but no folder: where the MLflow server that carries their trials is away, and more."""
+
+import time
+from pathlib import Path
+
+import pytest
+from optuna.trial import TrialState
+
+from lora_core.records import load_trials
+from sweeps import exchange
+from sweeps.cli import main
+from sweeps.display import Display
+from sweeps.requests import STOPPED
+from tests.sweeps.machines import Apart, N, check
+from tests.sweeps.test_search import wait_for
+
+COMPLETE, RUNNING = TrialState.COMPLETE, TrialState.RUNNING
+pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("one_thread")]
+
+
+def trained(folder: Path) -> int:
+    """How many trials of the search have ended on one machine's disk."""
+    return sum(trial.role == "trial" and trial.state != "running" for trial in load_trials(folder))
+
+
+def test_the_server_is_killed_and_comes_back(apart: Apart, alone: list[tuple]) -> None:
+    """Meanwhile all go on with their training, and the study is told of nothing that could not be had."""
+    folders = [apart.place.folder(apart.folder(process)) for process in apart.start_two()]
+    apart.server.kill()
+    before = [trained(folder) for folder in folders]
+    time.sleep(1)  # for what was handed over by then to be told
+    told = len(apart.study.get_trials(states=(COMPLETE,)))
+    wait_for(lambda: all(trained(folder) > count for folder, count in zip(folders, before, strict=True)))
+    assert len(apart.study.get_trials(states=(COMPLETE,))) == told
+    apart.server.start()
+    said = apart.finish()
+    assert all("MLflow does not answer" in out and "MLflow answers again" in out for out in said.values())
+    # What MLflow's pages missed may not have been told to the end.
+    assert main(["sync", "s", "--output-dir", str(apart.place.folder(apart.folder(apart.leads)).parent)]) == 0
+    check(apart, alone)
+
+
+def test_the_server_stays_away(
+    apart: Apart,
+    alone: list[tuple],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It ends in words and with another exit code, and the same command hands over what lies on the disk."""
+    real = Display.evaluated
+
+    def evaluated(self: Display, trial: str, row: dict[str, float]) -> None:
+        real(self, trial, row)
+        if trial == "trial-0001" and apart.server.answers():
+            apart.server.kill()
+
+    monkeypatch.setattr(Display, "evaluated", evaluated)
+    monkeypatch.setattr(exchange, "PATIENCE", 3.0)
+    monkeypatch.setattr(exchange, "PAUSE", 1.0)
+    command = apart.arguments()
+    assert main(command) == 1
+    captured = capsys.readouterr()
+    assert "MLflow has not answered for" in captured.err and "Resume with:" in captured.err
+    assert len(captured.err.splitlines()) <= 3
+    ended = {trial.name: trial.ended for trial in apart.place.trials("machine0/s")}
+    assert len(ended) == N and len(apart.study.get_trials(states=(RUNNING,))) == N - 1
+
+    monkeypatch.undo()
+    apart.server.start()
+    assert main(command) == 0
+    assert {trial.name: trial.ended for trial in apart.place.trials("machine0/s")} == ended
+    assert apart.place.results("machine0/s") == alone
+    assert len(list((apart.place.root / "artifacts").rglob("trial-*.zip"))) == N
+
+
+def test_what_cannot_join(apart: Apart, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    leads, _ = apart.start_two()
+    assert main(apart.arguments("cluster.shared_folder=true")) == 2
+    assert "with cluster.shared_folder=false" in capsys.readouterr().err
+    assert main(apart.arguments(f"output_dir={apart.place.root}/outputs/machine{apart.running.index(leads)}")) == 2
+    assert "Another lora-sweep writes to" in capsys.readouterr().err
+    assert not (apart.place.root / "outputs" / "machine2").exists()
+    apart.finish()
+
+
+def test_stopping_reaches_other_machines(apart: Apart, capsys: pytest.CaptureFixture[str]) -> None:
+    leads = apart.start("trainer.iters=1000")
+    here = apart.place.folder(apart.folder(leads))
+    wait_for((here / "study.json").exists)
+    joins = apart.start("trainer.iters=1000")
+    there = apart.place.folder(apart.folder(joins))
+    place = ["--output-dir", str(here.parent)]
+    wait_for(lambda: any(t.state == "running" for t in load_trials(there)))
+    (name,) = (trial.name for trial in load_trials(there) if trial.state == "running")
+    assert main(["stop", "s", name, *place]) == 0
+    assert f"{name} has ended" in capsys.readouterr().out
+    (stopped,) = (trial for trial in load_trials(there) if trial.name == name)
+    assert (stopped.state, stopped.reason) == ("pruned", STOPPED)
+
+    assert main(["stop", "s", name, *place]) == 2
+    assert f"{name} is not a running trial of s" in capsys.readouterr().err
+    assert main(["stop", "s", *place]) == 0
+    end = time.monotonic() + 60
+    while joins.poll() is None or leads.poll() is None:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    assert (leads.returncode, joins.returncode) == (130, 130)
