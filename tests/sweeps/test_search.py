@@ -83,13 +83,15 @@ def test_mlflow_agrees(undisturbed: Place) -> None:
 
 
 def mlflow_runs(place: Place) -> dict[str, Any]:
-    """The latest attempt at each trial by its name, and the study's own run."""
+    """The run of each trial by its name, but for attempts that were given up, and the study's own run."""
     from sweeps.connect import open_client
 
     client = open_client(f"sqlite:///{place.root}/mlflow.db")
     runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
     kept = [run for run in runs if run.data.tags["sweep.role"] != "attempt"]
-    return {run.data.tags.get("sweep.trial", run.data.tags["sweep.role"]): run for run in kept}
+    named = {run.data.tags.get("sweep.trial", run.data.tags["sweep.role"]): run for run in kept}
+    assert len(named) == len(kept), [run.info.run_name for run in kept]
+    return named
 
 
 def test_the_same_command_gives_the_same(undisturbed: Place, place: Place) -> None:
