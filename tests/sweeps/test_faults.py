@@ -117,7 +117,9 @@ def test_a_frozen_search_goes_on(place: Place, calm: Callable[[int], list[tuple]
         refused = re.fullmatch(r".*(Another lora-sweep writes to|database is locked).*\n", other.stderr)
         assert other.returncode == 2 and refused, other.stderr
         time.sleep(20)
-        for process in processes:
+        # The training process first: should it have died meanwhile, the search takes note of that once it is awake,
+        # and there is none by that number any more.
+        for process in reversed(processes):
             os.kill(process, signal.SIGCONT)
         search.over()
         assert search.process.returncode == 0
