@@ -36,7 +36,7 @@ def samples(splits: Examples, tokenizer: Any) -> list[Sample]:
     found: dict[str, Sample] = {}
     for example in (splits.get("test") or splits["valid"])[:AMONG]:
         sample = _sample(example, tokenizer)
-        if 0 < len(sample.tokens) <= LONGEST_PROMPT:
+        if sample.prompt and 0 < len(sample.tokens) <= LONGEST_PROMPT:
             found.setdefault(sample.prompt, sample)
         if len(found) == ROWS:
             break

@@ -53,12 +53,20 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def study_folder(output_dir: Path, name: str) -> Path:
-    """The folder of study `name`. Raises UserError, with near matches, if there is none."""
+    """The folder of study `name`, or of a single run, train/NAME. Raises UserError, with near matches, if there is
+    none."""
     folder = output_dir / name
     if (folder / "study.json").is_file():
         return folder
-    known = sorted(path.parent.name for path in output_dir.glob("*/study.json"))
+    kind = "training" if name.startswith("train/") else "study"
+    found = [path.parent for at in ("*", "train/*") for path in sorted(output_dir.glob(f"{at}/study.json"))]
+    known = [path.relative_to(output_dir).as_posix() for path in found]
     if not known:
-        raise UserError(f"No study {name!r}: {output_dir} holds no studies. Other folder: --output-dir DIR.")
+        raise UserError(f"No {kind} {name!r}: {none_in(output_dir)}")
     there = near(name, known) or f" There: {', '.join(known[:5])}{', …' if len(known) > 5 else ''}."
-    raise UserError(f"No study {name!r} in {output_dir}.{there}")
+    raise UserError(f"No {kind} {name!r} in {output_dir}.{there}")
+
+
+def none_in(output_dir: Path) -> str:
+    """What to say of a folder without studies."""
+    return f"{output_dir} holds no studies. Other folder: --output-dir DIR, or in train and search output_dir=DIR."

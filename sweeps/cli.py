@@ -12,6 +12,7 @@ from importlib.metadata import version
 
 from lora_core import disk
 from lora_core.errors import UserError, near
+from sweeps.keys import UnknownKey
 
 USAGE = """\
 Find the best LoRA fine-tune of a language model on MLX.
@@ -74,7 +75,10 @@ def _run(arguments: list[str]) -> int:
         return 0
     if command not in _COMMANDS:
         raise UserError(f"{command}: expected {', '.join(_COMMANDS)}.{near(command, _COMMANDS)}")
-    return _COMMANDS[command](rest)
+    try:
+        return _COMMANDS[command](rest)
+    except UnknownKey as error:
+        raise UserError(f"{error} All: lora-sweep {command} --cfg job") from None
 
 
 def _train(argv: list[str]) -> int:

@@ -44,7 +44,7 @@ class Closing:
             except WorkerDied as death:
                 fused = Fused(None, write_log(self.folder, death))
         if fused.note:
-            self.note(f"The winner {fused.note}")
+            self.note(fused.note)
 
     def score(self, worker: Worker, tracker: Teller) -> None:
         """Scores the test set, if there is one. The winner is known by now: what it says changes nothing."""

@@ -53,6 +53,20 @@ def conditions_of(when: dict[str, str] | None, axes: list[Axis]) -> Conditions:
     return found
 
 
+def settled(when: dict[str, str], axes: list[Axis], fixed: dict[str, Any]) -> tuple[dict[str, str], list[Axis]]:
+    """`when` less the conditions that keys with a `fixed` value settle, and the axes less the packaged ones that never
+    exist then."""
+    left, gone = dict[str, str](), set[str]()
+    for key, text in when.items():
+        (override,) = parse([text])
+        other = override.key_or_group
+        if key not in fixed and other not in fixed:
+            left[key] = text
+        elif other in fixed and not any(same(fixed[other], value) for value in _listed(override.value())):
+            gone.add(key)
+    return left, [axis for axis in axes if axis.written or axis.key not in gone]
+
+
 def parents_first(keys: list[str], conditions: Conditions) -> list[str]:
     """The keys in an order in which each comes after the one that it depends on."""
 
@@ -75,8 +89,12 @@ def _condition(key: str, text: str, known: dict[str, Axis]) -> Condition:
     return Condition(other, tuple(storable(value) for value in _values(override.value(), where, axis)))
 
 
+def _listed(given: Any) -> list[Any]:
+    return [plain(each) for each in given.list] if isinstance(given, ChoiceSweep) else [plain(given)]
+
+
 def _values(given: Any, where: str, axis: Axis) -> list[Any]:
-    values = [plain(each) for each in given.list] if isinstance(given, ChoiceSweep) else [plain(given)]
+    values = _listed(given)
     for value in values:
         if not axis.contains(value):
             raise UserError(f"{where}: {hydra_text(value)} does not lie in the axis {axis}.")

@@ -121,11 +121,19 @@ def _typed(composed: DictConfig) -> SweepConfig:
         # A merge would leave the default where the YAML says ???, "to be given".
         for key in sorted(OmegaConf.missing_keys(composed)):
             raise UserError(f"{key} is not set: give {key}={_EXAMPLES.get(key, 'VALUE')}")
+        _check_switches(composed)
         config = OmegaConf.to_object(OmegaConf.merge(_SCHEMA, composed))
     except OmegaConfBaseException as error:
         raise explain(error, KEYS) from None
     assert isinstance(config, SweepConfig)
     return config
+
+
+def _check_switches(composed: DictConfig) -> None:
+    """Of a number a merge would make true or false."""
+    for key in (key for key, types in KEYS.items() if bool in types):
+        value = OmegaConf.select(composed, key)
+        _require(isinstance(value, bool) or not isinstance(value, int | float), key, value, "true or false")
 
 
 def study_name(config: SweepConfig, kind: str) -> str:

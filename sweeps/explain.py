@@ -8,7 +8,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationE
 from yaml import MarkedYAMLError
 
 from lora_core.errors import UserError, first_line, near
-from sweeps.keys import expected, near_key
+from sweeps.keys import UnknownKey, expected, near_key
 
 Known = Mapping[str, set[type]]
 
@@ -40,8 +40,8 @@ def explain(error: Exception, known: Known) -> UserError:
     return UserError(first_line(error))
 
 
-def unknown_key(key: str, known: Known) -> UserError:
-    return UserError(f"{key}: there is no such key.{near_key(key, known)} All: lora-sweep train --cfg job")
+def unknown_key(key: str, known: Known) -> UnknownKey:
+    return UnknownKey(f"{key}: there is no such key.{near_key(key, known)}")
 
 
 def _unreadable(error: OverrideParseException) -> UserError:

@@ -1,5 +1,6 @@
 """What samplers and pruners ask of the axes they are to search, and of what is installed."""
 
+from collections.abc import Iterable
 from importlib.util import find_spec
 from typing import Any
 
@@ -95,6 +96,14 @@ def check_resumed(axes: list[Axis], axis: Axis, config: TrainConfig) -> None:
         raise UserError(
             f"trials that differ in {axis.key} cannot all start from the adapter in resume_adapter_file as it is.\n"
             "To have it fitted to each of them: resume_strict=false"
+        )
+
+
+def check_fitted(written: set[str], configs: Iterable[TrainConfig]) -> None:
+    """Raises UserError where an adapter is to be fitted, by a `written` word, and there is none in any of `configs`."""
+    if "resume_strict" in written and not any(c.resume_strict or c.resume_adapter_file for c in configs):
+        raise UserError(
+            "resume_strict=false fits an adapter to this run: give that too, resume_adapter_file=PATH, or leave it out."
         )
 
 

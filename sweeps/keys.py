@@ -6,6 +6,8 @@ from difflib import get_close_matches
 from types import NoneType
 from typing import Any, get_args, get_origin
 
+from lora_core.errors import UserError
+
 _WORDS = {
     int: "a whole number",
     float: "a number",
@@ -15,6 +17,10 @@ _WORDS = {
     dict: "key: value pairs",
     NoneType: "null",
 }
+
+
+class UnknownKey(UserError):
+    """There is no such key. The command that was given it says how to see all of them."""
 
 
 def key_types(cls: Any, prefix: str = "") -> dict[str, set[type]]:

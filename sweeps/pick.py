@@ -27,8 +27,8 @@ def pick(output_dir: Path, text: str) -> Picked:
 
 def study_and_trial(output_dir: Path, text: str) -> tuple[Study, str | None]:
     """The study meant by STUDY or STUDY/TRIAL, and what its trial is called there."""
-    if "/" in text and not (output_dir / text / "study.json").is_file():
-        name, _, trial = text.rpartition("/")
+    name, _, trial = text.rpartition("/")
+    if name not in ("", "train") and not (output_dir / text / "study.json").is_file():
         return standing(study_folder(output_dir, name)), trial
     return standing(study_folder(output_dir, text)), None
 

@@ -93,9 +93,9 @@ class Fuse:
 
 @dataclass
 class Fused:
-    """`folder` is null if it could not be done, for the reason given. `error`: what rounding took of ΔW, a share.
-    `quantization`: the bits that were asked for, `changed`: by which share of their size they changed the weights, and
-    `loss`: the validation loss with them."""
+    """`folder` is null if nothing was written, for the reason given; with a folder, that is why its model is not in the
+    bits that were asked for, `quantization`. `error`: what rounding took of ΔW, a share. `changed`: by which share
+    of their size the bits changed the weights, and `loss`: the validation loss with them."""
 
     folder: str | None
     reason: str | None = None
@@ -107,18 +107,18 @@ class Fused:
     @property
     def note(self) -> str | None:
         """What to say of it; nothing where it went as it should."""
+        if self.folder is None:
+            return f"Merging failed: {self.reason}"
         if self.reason is not None:
-            return f"was not merged into the base model: {self.reason}"
+            return f"The model in {self.folder} is whole, but not in {self.quantization}: {self.reason}"
         if self.quantization is not None:
             return (
-                f"was merged, and the model put in {self.quantization}: that changed its weights by "
+                f"The model in {self.folder} was put in {self.quantization}: that changed its weights by "
                 f"{100 * self.changed:.2g} % of their size, and its validation loss is {self.loss:.4f}."
             )
         if self.error < NOTEWORTHY:
             return None
-        return (
-            f"was merged with a loss: rounding to the base's dtype changed ΔW by {100 * self.error:.2g} % of its size."
-        )
+        return f"In merging, rounding to the base's dtype changed ΔW by {100 * self.error:.2g} % of its size."
 
 
 @dataclass
@@ -139,7 +139,7 @@ class Scored:
 
 @dataclass
 class Sample:
-    """Answer the samples of the data with a saved adapter of this configuration; null: with the base model alone."""
+    """Answer `rows` samples of the data with a saved adapter of this configuration; null: with the base model alone."""
 
     adapter: str | None
     config: dict[str, Any]

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from lora_core.errors import UserError
 from sweeps.axes import Axis, hydra_text
 from sweeps.compose import Composer, parse
-from sweeps.conditions import Conditions, conditions_of, made_to_exist, present
+from sweeps.conditions import Conditions, conditions_of, made_to_exist, present, settled
 from sweeps.config import KEYS, SweepConfig, resolve
 from sweeps.explain import explain
 from sweeps.fingerprint import flat
@@ -21,6 +21,7 @@ from sweeps.fits import (
     LENGTH,
     check_conditions,
     check_enqueued,
+    check_fitted,
     check_methods,
     check_resumed,
     check_warm_start,
@@ -70,6 +71,7 @@ class Job:
         is_group = {axis.key: axis.group for axis in self.axes}
         cfg = copy.deepcopy(self.composer.compose({k: v for k, v in values.items() if is_group.get(k)}))
         OmegaConf.update(cfg, "search.space", [str(axis) for axis in self.axes])
+        OmegaConf.update(cfg, "search.when", self.config.search.when, merge=False)
         for key, value in values.items():
             if not is_group.get(key):
                 _put(cfg, key, value)
@@ -92,6 +94,7 @@ def make_job(overrides: list[str], config_dir: str | None = None, quiet: bool = 
     axes = _axes(composer, sweeps, written)
     _check_methods(composer, axes)
     job = Job(resolve(composer.compose()), axes, written, [*flags, *overrides], composer, quiet=quiet)
+    job.config.search.when, job.axes = _settled(job, plain)
     if job.config.resume is not None:
         raise UserError(f"resume={job.config.resume}: one trial goes on by itself, lora-sweep train resume=…")
     if not job.axes:
@@ -102,6 +105,17 @@ def make_job(overrides: list[str], config_dir: str | None = None, quiet: bool = 
     _check_axes(job)
     check_enqueued(job.config.search.enqueue, job.axes, job.conditions)
     return job
+
+
+def _settled(job: Job, plain: list[Override]) -> tuple[dict[str, str] | None, list[Axis]]:
+    """Conditions and axes, less what one value for a key settles; those that the user has written stay."""
+    when = job.config.search.when or {}
+    said = [override.value() for override in plain if override.key_or_group == "search.when"]
+    own = {key: text for key, text in when.items() if any(key in each for each in said if isinstance(each, dict))}
+    packaged = {key: text for key, text in when.items() if key not in own}
+    fixed = {key: OmegaConf.select(job.composer.compose(), key) for key in job.written}
+    left, axes = settled(packaged, job.axes, fixed)
+    return {**left, **own} or None, axes
 
 
 def _check_methods(composer: Composer, axes: list[Axis]) -> None:
@@ -178,10 +192,12 @@ def _packaged(composer: Composer, written: set[str]) -> list[Axis]:
 
 def _check_axes(job: Job) -> None:
     """Tries every choice and end on its own, then all first and all last ones together."""
+    configs = [job.config]
     for axis in job.axes:
         for value in axis.corners():
             with _naming([axis]):
                 config = job.config_at(axis.key, value)
+                configs.append(config)
                 _check_shared(job, axis, config)
                 _check_length(job, config)
                 check_resumed(job.axes, axis, config)
@@ -189,6 +205,7 @@ def _check_axes(job: Job) -> None:
         with _naming(job.axes):
             values = {axis.key: axis.corners()[corner] for axis in job.axes}
             job.config_for(present(values, job.conditions))
+    check_fitted(job.written, configs)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from lora_core.errors import UserError
 from lora_core.records import TrialRecord
-from reports.command import study_folder
+from reports.command import none_in, study_folder
 from reports.study import Row
 from reports.wording import amount, clock, loss, plural, setting
 from sweeps.standing import Standing, standing
@@ -50,9 +50,7 @@ def overview(place: Path) -> list[str]:
     """A line for each study, the newest first."""
     all_of_them = [standing(path.parent) for path in place.glob("*/study.json")]
     if not all_of_them:
-        raise UserError(
-            f"{place} holds no studies. Other folder: --output-dir DIR, or in train and search output_dir=DIR."
-        )
+        raise UserError(none_in(place))
     newest = sorted(all_of_them, key=lambda each: each.record.created, reverse=True)
     width = max(len(each.record.study) for each in newest)
     return [f"{each.record.study:<{width}}  {_state(each):<11}  {_counts(each)}{_best(each)}" for each in newest]

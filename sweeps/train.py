@@ -18,6 +18,7 @@ from sweeps.client import Worker, WorkerDied
 from sweeps.config import SweepConfig, study_name
 from sweeps.display import Display
 from sweeps.environment import environment
+from sweeps.fits import check_fitted
 from sweeps.preflight import check_places, opening
 from sweeps.protocol import Fused, Go, Ready, Report, Setup
 from sweeps.requests import forget_requests, read_request
@@ -43,6 +44,7 @@ def run(
 
 
 def _run(config: SweepConfig, written: set[str], argv: list[str], quiet: bool, folder: Path | None) -> int:
+    check_fitted(written, [config])
     source = source_of(config) if config.resume else None
     config = continued(config, written, source) if source else config
     name = study_name(config, "train")
@@ -189,8 +191,8 @@ class Run:
             except WorkerDied as death:
                 fused = Fused(None, write_log(self.folder, death))
         if fused.note:
-            self.record.notes.append(f"The adapter {fused.note}")
-            self.display.say(self.record.notes[-1])
+            self.record.notes.append(fused.note)
+            self.display.say(fused.note)
         return fused.folder
 
 

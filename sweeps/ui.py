@@ -11,9 +11,13 @@ import time
 import webbrowser
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
 from urllib.request import urlopen
 
 from lora_core.errors import UserError, near
+
+if TYPE_CHECKING:  # `sweeps.connect` decides how mlflow is imported
+    from mlflow.entities import Run
 
 HOST = "127.0.0.1"
 STARTUP = 120  # seconds within which the server must answer
@@ -56,23 +60,30 @@ def study_page(uri: str, study: str | None, local: str) -> str:
     base = base_of(uri, local)
     client = open_client(uri)
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    runs = [
+    found = [
         run for role in ("study", "train") for run in client.search_runs(experiments, f"tags.`sweep.role` = '{role}'")
     ]
-    named = {run.data.tags["sweep.study"]: run for run in sorted(runs, key=lambda run: run.info.start_time)}
+    runs = sorted(found, key=lambda run: run.info.start_time)
+    named = {name: run for run in runs for name in _names(run)}
     if study is not None and study not in named:
         raise UserError(f"{study}: no such study in {uri}.{near(study, named)}")
-    if not named:
+    if not runs:
         return base
-    run = named[study] if study else list(named.values())[-1]
+    run = named[study] if study else runs[-1]
     if run.data.tags["sweep.role"] == "train":
         return run_link(base, run.info.experiment_id, run.info.run_id)
     return study_link(base, run.info.experiment_id, run.data.tags["sweep.study"])
 
 
+def _names(run: "Run") -> list[str]:
+    """What one may call it: a single run also by its place, as in other commands."""
+    name = run.data.tags["sweep.study"]
+    return [name, f"train/{name}"] if run.data.tags["sweep.role"] == "train" else [name]
+
+
 def _arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="lora-sweep ui", description="Opens the MLflow UI at a study.")
-    parser.add_argument("study", nargs="?", help="a study or single run; default: the newest")
+    parser.add_argument("study", nargs="?", help="its name; train/NAME for a single run; default: the newest")
     parser.add_argument(
         "--uri",
         default=os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db",

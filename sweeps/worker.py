@@ -177,17 +177,20 @@ def _measure(engine: Any, message: Measure) -> Probe:
 
 def _fuse(engine: Any, message: Fuse) -> Fused:
     config, folder, bits = TrainConfig.from_dict(message.config), Path(message.folder), message.quantization
+    fused = Fused(None, quantization=bits)
     try:
-        fused = Fused(message.folder, error=engine.fuse(Path(message.adapter), config, folder), quantization=bits)
+        fused.error = engine.fuse(Path(message.adapter), config, folder)
+        fused.folder = message.folder
         if bits is not None:
             fused.changed, fused.loss = engine.requantise(folder, bits, config)
-        return fused
     except Exception as error:
         if disk.is_full(error):
-            return Fused(None, disk.told(error))
-        if isinstance(error, UserError | ValueError | OSError):
-            return Fused(None, str(error))
-        raise
+            fused.reason = disk.told(error)
+        elif isinstance(error, UserError | ValueError | OSError):
+            fused.reason = str(error)
+        else:
+            raise
+    return fused
 
 
 def _score(engine: Any, message: Score) -> Scored:

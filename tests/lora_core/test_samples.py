@@ -35,7 +35,8 @@ def test_the_first_that_differ_and_are_short(folder: Path, tokenizer: Any) -> No
     long = {"prompt": "x" * LONGEST_PROMPT, "completion": "y"}
     silent = {"messages": [{"role": "assistant", "content": "hello"}]}
     rows = [{"prompt": f"add {i // 2}", "completion": str(i)} for i in range(9)]
-    write(folder / "valid.jsonl", long, silent, *rows)
+    blank = {"prompt": " \n", "completion": "y"}
+    write(folder / "valid.jsonl", long, silent, blank, *rows)
     found = load(folder, tokenizer).samples
     assert [(each.prompt, each.expected) for each in found] == [(f"add {i}", str(2 * i)) for i in range(ROWS)]
     write(folder / "test.jsonl", PAIR)

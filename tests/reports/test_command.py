@@ -44,6 +44,9 @@ def test_an_unknown_study_gets_near_matches(make_study, tmp_path):
         main(["rank-studi", "--output-dir", str(tmp_path / "outputs")])
     with pytest.raises(UserError, match="There: rank-study"):
         main(["zzz", "--output-dir", str(tmp_path / "outputs")])
+    make_study("train/first")
+    with pytest.raises(UserError, match=r"No training 'train/firts' in .*. Did you mean train/first"):
+        main(["train/firts", "--output-dir", str(tmp_path / "outputs")])
     with pytest.raises(UserError, match="holds no studies"):
         main(["zzz", "--output-dir", str(tmp_path)])
 

@@ -56,6 +56,12 @@ def refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., N
         (f"{APART} tracking.uri=sqlite:///mlflow.db", ["tracking.uri", "sqlite:///mlflow.db", "an MLflow server"]),
         (f"{APART} tracking.uri=http://127.0.0.1:9 cluster=ray cluster.shared_folder=false", ["cluster.name", "local"]),
         ("plan lora_parameters.rnk=4,8", ["lora_parameters.rank"]),
+        (f"{SEARCH} name=q4", ["search.name", "All: lora-sweep search --cfg job"]),
+        ("train name=q4", ["search.name", "All: lora-sweep train --cfg job"]),
+        ("train resume_strict=2", ["resume_strict is 2: expected true or false"]),
+        ("train fuse=1", ["fuse is 1: expected true or false"]),
+        ("train resume_strict=false", ["resume_adapter_file=PATH"]),
+        (f"{SEARCH} resume_strict=false", ["resume_adapter_file=PATH"]),
         # A folder that not even root can write to.
         (f"{SEARCH} output_dir=/dev/null/out", ["output_dir", "/dev/null"]),
         (f"train {TINY} output_dir=/dev/null/out", ["output_dir", "/dev/null"]),

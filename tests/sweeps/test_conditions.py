@@ -42,6 +42,30 @@ def test_what_is_refused(more: list[str], said: str) -> None:
     assert len(str(error.value).splitlines()) <= 3
 
 
+@pytest.mark.parametrize(
+    ("fixed", "left"),
+    [
+        ("lora_parameters.rank=8", ["train_type", "lora_parameters.scaling", "optimizer.learning_rate"]),
+        ("train_type=lora", ["lora_parameters.scaling", "lora_parameters.rank", "optimizer.learning_rate"]),
+        ("train_type=dora", ["lora_parameters.rank", "optimizer.learning_rate"]),
+        ("train_type=full", ["optimizer.learning_rate"]),
+    ],
+)
+def test_one_value_settles_what_hangs_on_it(fixed: str, left: list[str]) -> None:
+    job = make_job(["model=tiny", "search=methods_full", fixed])
+    assert [axis.key for axis in job.axes] == left
+    scaling = {"lora_parameters.scaling"} if fixed == "lora_parameters.rank=8" else set()
+    assert job.conditions.keys() == (job.config_for({}).search.when or {}).keys() == scaling
+
+
+def test_what_the_user_has_said_of_axes_stays() -> None:
+    words = ["model=tiny", "search=methods_full"]
+    job = make_job([*words, "train_type=dora", "lora_parameters.scaling=direct,alpha_over_r"])
+    assert "lora_parameters.scaling" in [axis.key for axis in job.axes]
+    with pytest.raises(UserError, match="rank is no axis"):
+        make_job([*words, "lora_parameters.rank=8", 'search.when={lora_parameters.rank:"train_type=lora"}'])
+
+
 def test_an_axis_is_checked_where_it_exists() -> None:
     """At its default, rank 8, α = 20 would contradict a ratio."""
     words = ["model=tiny", "search=quick", "optimizer.learning_rate=1e-2", "lora_parameters.rank=4,8", "num_layers=2"]

@@ -45,7 +45,7 @@ def test_to_peft_and_back(place: Place, tmp_path: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["train/on"], "No study"),
+        (["train/on"], "No training"),
         (["train/one/trial-0001"], "has no trial 'trial-0001'. With an adapter: one."),
         (["train/one", "--out", "."], "not empty"),
     ],

@@ -90,4 +90,6 @@ def test_settings_keep_their_types() -> None:
 def test_a_merge_is_spoken_of_where_something_was_lost() -> None:
     assert Fused("/merged", error=1e-5).note is None
     assert "changed ΔW by 25 % of its size" in str(Fused("/merged", error=0.25).note)
-    assert "was not merged into the base model: no space" in str(Fused(None, "no space").note)
+    assert Fused(None, "no space").note == "Merging failed: no space"
+    assert "/merged is whole, but not in 4bit: no space" in str(Fused("/merged", "no space", quantization="4bit").note)
+    assert "/merged was put in 4bit" in str(Fused("/merged", quantization="4bit").note)

@@ -77,7 +77,8 @@ def test_a_run_goes_on_from_its_whole_state(place: Place, capsys: pytest.Capture
         ([], "has done 8 steps, this would be 8: give more"),
         (["trainer.iters=16", "lora_parameters.rank=8"], "lora_parameters.rank: 4 → 8"),
         (["trainer.iters=16", "resume=train/first"], "Only keep_state=true keeps that"),
-        (["trainer.iters=16", "resume=train/hal"], "No study"),
+        (["trainer.iters=16", "resume=train/hal"], "No training 'train/hal' in "),
+        (["trainer.iters=16", "resume=train/hal"], "Did you mean train/half"),
     ):
         capsys.readouterr()
         assert main(["train", *place.arguments(*again, *wrong)]) == 2

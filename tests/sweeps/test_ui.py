@@ -92,7 +92,10 @@ def test_a_single_run_opens_at_its_own_page(tmp_path: Path, monkeypatch: pytest.
     study = StudyRecord("my-run", kind="train")
     tracker.open_study(study, tmp_path)
     tracker.start_trial(study, TrialSpec("my-run", "train", {}, str(tmp_path)))
-    assert f"/runs/{study.runs['my-run']}?" in ui.study_page(uri, "my-run", "http://here")
+    for name in ("my-run", "train/my-run", None):
+        assert f"/runs/{study.runs['my-run']}?" in ui.study_page(uri, name, "http://here")
+    with pytest.raises(UserError, match=r"Did you mean train/my-run"):
+        ui.study_page(uri, "train/my-rum", "http://here")
 
 
 def test_no_store_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, port: int) -> None:

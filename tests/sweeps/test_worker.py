@@ -1,8 +1,10 @@
 """The training process: what it checks before it says that it is ready, and when it speaks."""
 
+import errno
 import io
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -10,8 +12,8 @@ from lora_core.config import TrainConfig
 from lora_core.errors import UserError
 from lora_core.trial import Ended, Evaluated
 from sweeps.client import Worker
-from sweeps.protocol import Channel, Go, Report, Setup
-from sweeps.worker import Ticker, _train
+from sweeps.protocol import Channel, Fuse, Go, Report, Setup
+from sweeps.worker import Ticker, _fuse, _train
 from tests.sweeps.helpers import write_data
 
 
@@ -39,6 +41,18 @@ def test_what_it_tells_of_model_and_data(tmp_path: Path) -> None:
     assert ready.data.rows == {"train": 12, "valid": 4, "test": 0}
     assert ready.data.batches == 3
     assert worker.process.returncode == 0
+
+
+def test_what_is_left_where_a_merged_model_finds_no_room_in_fewer_bits() -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for engine, there in (
+        (SimpleNamespace(fuse=lambda *_: 0.0, requantise=full), "/best"),
+        (SimpleNamespace(fuse=full), None),
+    ):
+        fused = _fuse(engine, Fuse("/adapters", TrainConfig().to_dict(), "/best", "4bit"))
+        assert fused.folder == there and "no space left" in str(fused.reason)
 
 
 class Engine:
