@@ -11,7 +11,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -109,8 +109,23 @@ def _try_database(uri: str) -> None:
 
 @contextmanager
 def alone(name: str) -> Iterator[None]:
-    """One process at a time: two that create the tables of one database together would both crash."""
+    """One process at a time: two that create the tables of one database together would both crash. Leaves no file."""
     digest = hashlib.sha256(name.encode()).hexdigest()[:16]
-    with (Path(tempfile.gettempdir()) / f"lora-sweep-{os.getuid()}-{digest}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    path = Path(tempfile.gettempdir()) / f"lora-sweep-{os.getuid()}-{digest}.lock"
+    handle = _hold(path)
+    try:
         yield
+    finally:
+        path.unlink(missing_ok=True)  # while it is held: who waits for it finds that it is gone, and takes a new one
+        os.close(handle)
+
+
+def _hold(path: Path) -> int:
+    """The lock on the file that is at `path` once the lock is had: the holder before removes its own."""
+    while True:
+        handle = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), path.stat()):
+                return handle
+        os.close(handle)
