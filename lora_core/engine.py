@@ -240,10 +240,10 @@ class Engine:
         finally:
             pack.remove(slot)
 
-    def answers(self, config: TrainConfig, adapter_folder: Path | None) -> list[Answer]:
-        """Answers to the samples of the data, with a saved adapter of this configuration or, where there is none, of
-        the base model. Raises UserError if the adapter cannot be loaded."""
-        samples, kind = self.data.samples, self.learned(config)
+    def answers(self, config: TrainConfig, adapter_folder: Path | None, rows: int) -> list[Answer]:
+        """Answers to the first samples of the data, with a saved adapter of this configuration or, where there is none,
+        of the base model. Raises UserError if the adapter cannot be loaded."""
+        samples, kind = self.data.samples[:rows], self.learned(config)
         learned = None if adapter_folder is None else kind.load(str(adapter_folder), config)
         with nullcontext() if learned is None else kind.carried(learned, config):
             found = continuations(self.base, [sample.tokens for sample in samples], ANSWER_TOKENS)

@@ -6,8 +6,7 @@ from typing import Any
 from lora_core.data_rows import Example, Examples
 from lora_core.data_tokens import Tokeniser, messages_of
 
-ROWS = 3
-AMONG = 50  # rows, in which so many different ones are looked for
+AMONG = 50  # rows that may be taken
 LONGEST_PROMPT = 256  # tokens; on a CPU a longer one takes seconds
 OPENING = 64  # tokens of a text that is to be continued, or half of it
 ANSWER_TOKENS = 48
@@ -32,14 +31,13 @@ class Answer:
 
 
 def samples(splits: Examples, tokenizer: Any) -> list[Sample]:
-    """The first rows with different prompts of the test set or, where there is none, of the validation rows."""
+    """Short ones with different prompts of the first rows of the test set or, where there is none, of the validation
+    rows."""
     found: dict[str, Sample] = {}
     for example in (splits.get("test") or splits["valid"])[:AMONG]:
         sample = _sample(example, tokenizer)
         if sample.prompt and 0 < len(sample.tokens) <= LONGEST_PROMPT:
             found.setdefault(sample.prompt, sample)
-        if len(found) == ROWS:
-            break
     return list(found.values())
 
 

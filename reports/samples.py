@@ -1,6 +1,6 @@
 """Sample answers: what base, default settings and winner make of a few rows that no trial was trained on.
 
-<study>/samples.json    {"max_tokens", "adapters": {name: sha256}, "rows": [{"prompt", "expected", "answers"}]}
+<study>/samples.json   {"max_tokens", "wanted", "adapters": {name: sha256}, "rows": [{"prompt", "expected", "answers"}]}
 """
 
 import json
@@ -26,10 +26,11 @@ class Row:
 
 @dataclass
 class Samples:
-    """`max_tokens`: of an answer. `adapters`: the trials that were asked, and the sha256 of what they answered with;
-    null: the base model."""
+    """`max_tokens`: of an answer. `wanted`: how many rows; the data may have fewer. `adapters`: the trials that were
+    asked, and the sha256 of what they answered with; null: the base model."""
 
     max_tokens: int = 0
+    wanted: int = 0
     adapters: dict[str, str | None] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
 
@@ -43,7 +44,7 @@ def load(folder: Path) -> Samples:
     try:
         told: dict[str, Any] = json.loads((folder / FILE).read_text())
         rows = [from_dict(Row, row) for row in told["rows"]]
-        return Samples(told["max_tokens"], told["adapters"], [_visible(row) for row in rows])
+        return Samples(told["max_tokens"], told["wanted"], told["adapters"], [_visible(row) for row in rows])
     except (OSError, ValueError, KeyError, TypeError):
         return Samples()
 

@@ -195,9 +195,9 @@ class Worker(Child):
         assert isinstance(message, protocol.Scored)
         return message
 
-    def sample(self, adapter: str | None, config: dict[str, Any]) -> protocol.Sampled:
-        """Has the samples of the data answered with an adapter, or without any."""
-        self.send(protocol.Sample(adapter, config))
+    def sample(self, adapter: str | None, config: dict[str, Any], rows: int) -> protocol.Sampled:
+        """Has so many samples of the data answered with an adapter, or without any."""
+        self.send(protocol.Sample(adapter, config, rows))
         message = self._receive()
         assert isinstance(message, protocol.Sampled)
         return message

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lora_core.errors import first_line
 from lora_core.records import StudyRecord, adapter_damage
+from reports.samples import FILE as SAMPLES
 from sweeps.client import Worker, WorkerDied
 from sweeps.config import SweepConfig
 from sweeps.display import Display
@@ -53,8 +54,12 @@ class Closing:
             self._ask(ask, "Scoring the test set", "The test set was not scored")
 
     def sample(self, worker: Worker) -> None:
-        """Has a few rows answered, for the report."""
-        self._ask(partial(sample, worker, self.folder), "Answering samples", "The samples were not answered")
+        """Has a few rows answered, for the report; without that wish those of an earlier run go."""
+        if rows := self.config.tracking.samples:
+            ask = partial(sample, worker, self.folder, rows)
+            self._ask(ask, "Answering samples", "The samples were not answered")
+        else:
+            (self.folder / SAMPLES).unlink(missing_ok=True)
 
     def _ask(self, ask: Callable[[], list[str]], doing: str, failed: str) -> None:
         """Something of the worker; notes the problems that there were."""

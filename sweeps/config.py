@@ -64,6 +64,7 @@ class TrackingConfig:
     uri: str = "sqlite:///mlflow.db"
     experiment: str | None = None  # filled in by `resolve`: <model>/<data>
     keep: int | str = "all"  # how many adapters
+    samples: int = 3  # rows that the report shows answers to
 
 
 @dataclass
@@ -165,6 +166,7 @@ def _check_study(config: SweepConfig) -> None:
     _require(config.n_trials >= 1, "n_trials", config.n_trials, "1 or more")
     keep = config.tracking.keep
     _require(keep == "all" or (isinstance(keep, int) and keep >= 1), "tracking.keep", keep, "all, or 1 or more")
+    _require(config.tracking.samples >= 0, "tracking.samples", config.tracking.samples, "0 or more")
     _require(config.cluster.name in ("local", "ray"), "cluster.name", config.cluster.name, "local or ray")
     _require(config.cluster.workers >= 1, "cluster.workers", config.cluster.workers, "1 or more")
     _require(config.cluster.grace >= 1, "cluster.grace", config.cluster.grace, "seconds, 1 or more")

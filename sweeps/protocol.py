@@ -143,6 +143,7 @@ class Sample:
 
     adapter: str | None
     config: dict[str, Any]
+    rows: int
 
 
 @dataclass

@@ -12,16 +12,17 @@ from sweeps.client import Worker
 from sweeps.scoring import usable_adapter
 
 
-def sample(worker: Worker, folder: Path) -> list[str]:
-    """Has the samples of the data answered by base model, default settings and winner, unless they have been; returns a
-    line for each that could not. Raises WorkerDied."""
+def sample(worker: Worker, folder: Path, rows: int) -> list[str]:
+    """Has so many samples of the data answered by base model, default settings and winner, unless they have been;
+    returns a line for each trial that could not. Raises WorkerDied."""
     study, problems = load(folder), list[str]()
-    asked = _asked(study)
-    if samples.load(folder).adapters == {trial.name: trial.adapter_sha256 for trial in asked}:
+    asked, before = _asked(study), samples.load(folder)
+    wanted = {trial.name: trial.adapter_sha256 for trial in asked}
+    if not asked or (before.wanted, before.adapters) == (rows, wanted):
         return []
-    found = Samples(ANSWER_TOKENS)
+    found = Samples(ANSWER_TOKENS, rows)
     for trial in asked:
-        answers, reason = _answers(worker, study, trial)
+        answers, reason = _answers(worker, study, trial, rows)
         if reason is None:
             _add(found, trial, answers)
         else:
@@ -37,11 +38,11 @@ def _asked(study: Study) -> list[TrialRecord]:
     return [trial for trial in trials if trial is not None and trial.state == "complete"]
 
 
-def _answers(worker: Worker, study: Study, trial: TrialRecord) -> tuple[list[Answer], str | None]:
+def _answers(worker: Worker, study: Study, trial: TrialRecord, rows: int) -> tuple[list[Answer], str | None]:
     adapter, reason = usable_adapter(study, trial)
     if reason is not None:
         return [], reason
-    sampled = worker.sample(adapter, trial.config)
+    sampled = worker.sample(adapter, trial.config, rows)
     return sampled.answers, sampled.reason
 
 

@@ -204,7 +204,7 @@ def _score(engine: Any, message: Score) -> Scored:
 def _sample(engine: Any, message: Sample) -> Sampled:
     adapter = None if message.adapter is None else Path(message.adapter)
     try:
-        return Sampled(engine.answers(TrainConfig.from_dict(message.config), adapter))
+        return Sampled(engine.answers(TrainConfig.from_dict(message.config), adapter, message.rows))
     except (UserError, OSError) as error:
         return Sampled([], first_line(error))
 

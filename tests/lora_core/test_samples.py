@@ -1,6 +1,5 @@
 """Rows to be answered, and what an engine answers to them: what stock mlx_lm does with the saved adapter."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +8,9 @@ import pytest
 
 from lora_core.config import TrainConfig
 from lora_core.errors import UserError
-from lora_core.samples import ANSWER_TOKENS, LONGEST_PROMPT, ROWS
+from lora_core.samples import ANSWER_TOKENS, LONGEST_PROMPT
 from tests.lora_core.data_helpers import CHAT, PAIR, load, make_tokenizer, write
-from tests.lora_core.helpers import demo, new_engine, run
+from tests.lora_core.helpers import new_engine, run
 
 
 def test_what_is_asked_and_expected(folder: Path, tokenizer: Any) -> None:
@@ -38,7 +37,7 @@ def test_the_first_that_differ_and_are_short(folder: Path, tokenizer: Any) -> No
     blank = {"prompt": " \n", "completion": "y"}
     write(folder / "valid.jsonl", long, silent, blank, *rows)
     found = load(folder, tokenizer).samples
-    assert [(each.prompt, each.expected) for each in found] == [(f"add {i}", str(2 * i)) for i in range(ROWS)]
+    assert [(each.prompt, each.expected) for each in found] == [(f"add {i}", str(2 * i)) for i in range(5)]
     write(folder / "test.jsonl", PAIR)
     assert [each.prompt for each in load(folder, tokenizer).samples] == ["add 1"], "the test set comes first"
 
@@ -47,10 +46,9 @@ def test_the_first_that_differ_and_are_short(folder: Path, tokenizer: Any) -> No
 def test_answers_are_those_of_mlx_lm(make_spec: Any, train_type: str) -> None:
     spec = make_spec("trial", train_type=train_type, dropout=0.5, iters=12)
     engine = new_engine()
-    engine.data = replace(engine.data, samples=demo().samples[:1])
     run(engine, spec)
     config, adapter = TrainConfig.from_dict(spec.config), Path(spec.folder) / "adapters"
-    before, with_it, after = (engine.answers(config, folder)[0].answer for folder in (None, adapter, None))
+    before, with_it, after = (engine.answers(config, folder, 1)[0].answer for folder in (None, adapter, None))
     assert before == after == stock(engine, None) and with_it == stock(engine, adapter) != before
 
 
@@ -61,4 +59,4 @@ def stock(engine: Any, adapter: Path | None) -> str:
 
 def test_an_adapter_that_is_not_there(make_spec: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
-        new_engine().answers(TrainConfig.from_dict(make_spec("trial").config), tmp_path / "none")
+        new_engine().answers(TrainConfig.from_dict(make_spec("trial").config), tmp_path / "none", 1)

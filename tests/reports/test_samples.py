@@ -12,6 +12,7 @@ from reports.samples import Row, Samples, visible
 HOSTILE = "<script>alert(1)</script>|`x`\n<b>"
 FOUND = Samples(
     48,
+    3,
     {"base": None, "default": "a", "trial-0003": "b"},
     [
         Row("1+1=", "2.", {"base": "One and one is", "default": "3.", "trial-0003": "2."}),

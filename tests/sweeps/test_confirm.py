@@ -43,7 +43,7 @@ def confirmed(tmp_path_factory: pytest.TempPathFactory) -> Place:
     """Four trials, of which the best two were trained twice more; with a test set."""
     place = Place(tmp_path_factory.mktemp("confirmed"))
     write_test_rows(place)
-    assert quick(place, *CONFIRM) == 0
+    assert quick(place, *CONFIRM, "tracking.samples=3") == 0
     return place
 
 
@@ -101,6 +101,12 @@ def test_samples_are_answered_by_those_that_are_compared(confirmed: Place) -> No
     assert [(row.prompt, row.expected) for row in found.rows] == [(f"{2000 + i}+1=", f"{2001 + i}.") for i in range(3)]
     answers = [[row.answers[name] for row in found.rows] for name in found.adapters]
     assert all(answers[0]) and answers[0] != answers[2]
+
+
+def test_samples_that_are_not_wanted_any_more_go(place: Place) -> None:
+    for wanted in (1, 0):
+        assert quick(place, *CONFIRM, "n_trials=1", "search.confirm.k=0", f"tracking.samples={wanted}") == 0
+        assert len(samples.load(place.folder()).rows) == wanted
 
 
 def test_mlflow_shows_them(confirmed: Place) -> None:
@@ -212,7 +218,7 @@ def test_what_is_scored(confirmed: Place, capsys: pytest.CaptureFixture[str]) ->
     have = {trial.name for trial in study(confirmed).trials if "test_loss" in trial.metrics}
     assert have == {"base", "default"} | finalists
     before = {name: written(confirmed, name) for name in have}
-    assert quick(confirmed, *CONFIRM) == 0
+    assert quick(confirmed, *CONFIRM, "tracking.samples=3") == 0
     assert {name: written(confirmed, name) for name in have} == before  # once
     assert "  On the test set: " in capsys.readouterr().out
 

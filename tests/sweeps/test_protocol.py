@@ -53,7 +53,7 @@ SPEC = TrialSpec("trial-0007", "trial", CONFIG, "/out/ä b", 7, params={"lora_pa
         Score(None, CONFIG),
         Scored(0.1 + 0.2),
         Scored(None, "no such file"),
-        Sample(None, CONFIG),
+        Sample(None, CONFIG, 3),
         Sampled([Answer("1+1=", "2", "two\nlines")]),
         Sampled([], "no such file"),
         Fault("user", "two\nlines"),

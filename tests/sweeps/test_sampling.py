@@ -20,9 +20,9 @@ class Asked:
     def __init__(self) -> None:
         self.adapters: list[str | None] = []
 
-    def sample(self, adapter: str | None, config: dict[str, Any]) -> Sampled:
+    def sample(self, adapter: str | None, config: dict[str, Any], rows: int) -> Sampled:
         self.adapters.append(adapter)
-        return Sampled([Answer("1+1=", "2.", Path(adapter).parent.name if adapter else "?")])
+        return Sampled([Answer("1+1=", "2.", Path(adapter).parent.name if adapter else "?")] * min(rows, 3))
 
 
 def put_adapter(folder: Path, name: str, content: bytes = b"weights") -> None:
@@ -44,30 +44,38 @@ def study(tmp_path: Path) -> Path:
 def test_base_default_and_winner_are_asked_once(study: Path) -> None:
     worker = Asked()
     for _ in range(2):
-        assert sample(worker, study) == []
+        assert sample(worker, study, 1) == []
         assert load(study).rows == [Row("1+1=", "2.", {n: n for n in ("default", "trial-0003")} | {"base": "?"})]
     assert worker.adapters == [None, f"{study}/default/adapters", f"{study}/trial-0003/adapters"]
 
 
+def test_as_many_rows_as_are_wanted_now(study: Path) -> None:
+    worker = Asked()
+    for wanted, there in ((2, 2), (4, 3), (4, 3)):
+        sample(worker, study, wanted)
+        assert len(load(study).rows) == there
+    assert len(worker.adapters) == 2 * 3
+
+
 def test_another_winner_is_asked(study: Path) -> None:
     worker, record = Asked(), load_trial(study / "trial-0008")
-    sample(worker, study)
+    sample(worker, study, 1)
     record.metrics["best_val_loss"] = 1.0
     save_trial(study / "trial-0008", record)
     put_adapter(study, "trial-0008")
-    sample(worker, study)
+    sample(worker, study, 1)
     assert len(worker.adapters) == 6 and list(load(study).adapters) == ["base", "default", "trial-0008"]
 
 
 def test_an_adapter_that_has_changed_is_not_asked(study: Path) -> None:
     (study / "default" / "adapters" / "adapters.safetensors").write_bytes(b"others")
     worker = Asked()
-    (problem,) = sample(worker, study)
+    (problem,) = sample(worker, study, 1)
     assert problem.startswith("default has not answered the samples: ") and "has changed" in problem
     assert list(load(study).adapters) == ["base", "trial-0003"]
 
 
 def test_without_a_winner_nobody_is_asked(tmp_path: Path) -> None:
     folder = write_study(tmp_path, trials=[])
-    assert sample(Asked(), folder) == []
+    assert sample(Asked(), folder, 1) == []
     assert not (folder / "samples.json").exists()
