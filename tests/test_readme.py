@@ -69,13 +69,15 @@ def run(words: list[str], folder: Path) -> tuple[int, str]:
 
 
 def small(words: list[str]) -> list[str]:
-    """The same command on the tiny model, with a quarter of its trials."""
+    """The same command on the tiny model, with a quarter of its trials, each repeated once unless it says how often."""
     if words[0] != "lora-sweep" or words[1] not in ("train", "search", "plan") or "--cfg" in words:
         return words
     trials = next((-(-int(word.removeprefix("n_trials=")) // 4) for word in words if word.startswith("n_trials=")), 2)
     axes = {key for key, _, value in (word.partition("=") for word in words) if "," in value}
     budget = {key: value for key, value in SMALL.items() if key not in axes}
-    budget |= {"n_trials": str(trials)} if words[1] != "train" else {}
+    if words[1] != "train":
+        budget["n_trials"] = str(trials)
+        budget |= {"search.confirm.repeats": "1"} if "search.confirm" not in " ".join(words) else {}
     return [word for word in words if word.partition("=")[0] not in budget] + [f"{k}={v}" for k, v in budget.items()]
 
 
@@ -162,7 +164,9 @@ def test_the_ui_serves_the_newest_study(folder: Path) -> None:
             assert urlopen(f"http://127.0.0.1:{port}/health", timeout=5).status == 200
         finally:
             process.send_signal(signal.SIGINT)
-            process.wait(timeout=30)
+            assert process.wait(timeout=30) == 0
+    with pytest.raises(OSError):
+        urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
 
 
 def test_pictures_and_files_named_in_it_exist() -> None:

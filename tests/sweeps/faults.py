@@ -51,8 +51,7 @@ class Disturbed:
 
     @property
     def arguments(self) -> list[str]:
-        words = self.place.search_arguments(*INDEPENDENT, f"n_trials={self.total}", *self.more)
-        return [word for word in words if not word.startswith("search.pruner.")]
+        return self.place.search_arguments(*INDEPENDENT, f"n_trials={self.total}", *self.more)
 
     def start(self) -> subprocess.Popen:
         self.process = self.place.start(*self.arguments)

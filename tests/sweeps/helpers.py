@@ -8,8 +8,11 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import pytest
+
 from lora_core.records import StudyRecord, TrialRecord, load_study, load_trial
 from reports.study import load
+from sweeps.cli import main
 
 RATE = "optimizer.learning_rate=tag(log,interval(1e-3,1e-1))"
 RANK = "lora_parameters.rank=2,4"
@@ -54,7 +57,10 @@ class Place:
 
     def search_arguments(self, *more: str) -> list[str]:
         space = ["search=quick", RATE, RANK, "search.pruner.n_startup_trials=2", "n_trials=8", "search.confirm.k=0"]
-        return ["search", *self.arguments(*space, f"storage=sqlite:///{self.root}/optuna.db", "study=s", *more)]
+        words = self.arguments(*space, f"storage=sqlite:///{self.root}/optuna.db", "study=s", *more)
+        if "search/pruner=none" in more:  # it has no options
+            words = [word for word in words if not word.startswith("search.pruner.")]
+        return ["search", *words]
 
     def start(self, *argv: str) -> subprocess.Popen:
         """The command in a process of its own."""
@@ -82,3 +88,11 @@ class Place:
             (t.name, t.state, t.params, t.value, t.metrics.get("final_val_loss"), t.step, t.adapter_sha256)
             for t in load(self.folder(study)).trials
         ]
+
+
+def quick(place: Place, *more: str) -> int:
+    """A search without the seconds that a report takes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("reports.writer.build", lambda folder: folder / "report" / "report.html")
+        patch.setattr("sweeps.store.Store.add_folder", lambda *given: None)
+        return main(place.search_arguments(*more))

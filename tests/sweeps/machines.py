@@ -25,7 +25,7 @@ class Machines:
     def arguments(self, *more: str) -> list[str]:
         settings = [f"n_trials={N}", f"cluster.grace={GRACE}", f"storage={self.database}", "trainer.iters=120"]
         settings += ["trainer.slots=1", "search/sampler=random", "search/pruner=none", *more]
-        return [word for word in self.place.search_arguments(*settings) if not word.startswith("search.pruner.")]
+        return self.place.search_arguments(*settings)
 
     def start(self, *more: str) -> subprocess.Popen:
         self.running.append(self.place.start(*self.arguments(*more)))

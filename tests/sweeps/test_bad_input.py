@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sweeps.cli import main
-from tests.sweeps.helpers import Place, write_data
+from tests.sweeps.helpers import Place, quick, write_data
 
 TINY = "model=tiny"
 SEARCH = f"search {TINY} search=quick n_trials=2"
@@ -158,7 +158,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Place:
     place = Place(tmp_path_factory.mktemp("trained"))
     length = ["trainer.iters=1", "trainer.eval_every=1"]
     assert main(["train", *place.arguments(*length, "lora_parameters.rank=4", "num_layers=2", "study=t")]) == 0
-    assert main(place.search_arguments(*length, "n_trials=1")) == 0
+    assert quick(place, *length, "n_trials=1") == 0
     return place
 
 

@@ -8,9 +8,8 @@ import pytest
 from lora_core.errors import UserError
 from reports.study import load
 from reports.tables import leaderboard
-from sweeps.cli import main
 from sweeps.space import make_job
-from tests.sweeps.helpers import Place
+from tests.sweeps.helpers import Place, quick
 
 METHOD = ("train_type", "lora_parameters.scaling", "lora_parameters.rank")
 SPACE = ["model=tiny", "search=quick", "lora_parameters.rank=2,4", "num_layers=1,2", "optimizer.learning_rate=1e-2"]
@@ -82,8 +81,8 @@ def place(tmp_path: Path) -> Place:
 
 
 def search(place: Place, when: str) -> int:
-    words = place.search_arguments(*SPACE, f"search.when={when}", "search/sampler=grid", "trainer.slots=1")
-    return main([word for word in words if not word.startswith("search.pruner.")])
+    method = ["search/sampler=grid", "search/pruner=none", "trainer.slots=1"]
+    return quick(place, *SPACE, f"search.when={when}", *method)
 
 
 def test_a_search(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,7 +111,7 @@ def test_four_methods_in_one_study(place: Place) -> None:
     grid = ["search=methods_full", "search/sampler=grid", "optimizer.learning_rate=1e-2"]
     grid += ["lora_parameters.rank=choice(2)", "trainer.iters=4"]
     words = [*grid, "num_layers=2", "trainer.slots=2", "n_trials=9", "search/pruner=none", "search.confirm.k=0"]
-    assert main(["search", *place.arguments(*words, f"storage=sqlite:///{place.root}/optuna.db", "study=s")]) == 0
+    assert quick(place, *words) == 0
     found = {tuple(t.params.get(key) for key in METHOD): t for t in place.trials()}
     assert set(found) == {
         ("lora", "alpha_over_r", 2), ("lora", "alpha_over_sqrt_r", 2), ("dora", None, 2), ("full", None, None),

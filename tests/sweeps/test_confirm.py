@@ -17,8 +17,8 @@ from sweeps.config import ConfirmConfig
 from sweeps.connect import open_client
 from sweeps.display import Display
 from sweeps.links import trials_filter
-from tests.sweeps.helpers import Place
-from tests.sweeps.test_search import mlflow_runs, quick
+from tests.sweeps.helpers import Place, quick
+from tests.sweeps.test_search import mlflow_runs
 
 CONFIRM = [
     "n_trials=4",
@@ -130,8 +130,7 @@ class Unlimited(Place):
     """Its searches learn nothing, so that they may have as many slots as trials."""
 
     def search_arguments(self, *more: str) -> list[str]:
-        kept = [text for text in super().search_arguments(*more) if not text.startswith("search.pruner.")]
-        return [*kept, "search/pruner=none", "search/sampler=random"]
+        return super().search_arguments(*more, "search/pruner=none", "search/sampler=random")
 
 
 def test_each_seed_has_a_pack_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

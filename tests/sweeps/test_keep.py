@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from sweeps.connect import open_client
-from tests.sweeps.helpers import Place
-from tests.sweeps.test_search import mlflow_runs, quick
+from tests.sweeps.helpers import Place, quick
+from tests.sweeps.test_search import mlflow_runs
 
 
 @pytest.fixture
@@ -56,8 +56,3 @@ def test_the_winner_is_kept_whatever_its_place(place: Place) -> None:
     assert winner is not None
     assert kept(place) == best(place, 1) | {winner.name, "default"}
     assert (place.folder() / "best" / "model.safetensors").exists()
-
-
-def test_all_are_kept_otherwise(place: Place) -> None:
-    assert quick(place, "trainer.slots=1", "n_trials=3") == 0
-    assert kept(place) == {"default", *(trial.name for trial in place.trials())}

@@ -9,8 +9,8 @@ import optuna
 import pytest
 
 from tests.sweeps.faults import assert_whole, tried
-from tests.sweeps.helpers import Place
-from tests.sweeps.test_search import mlflow_runs, quick
+from tests.sweeps.helpers import Place, quick
+from tests.sweeps.test_search import mlflow_runs
 
 pytestmark = pytest.mark.faults
 
@@ -18,10 +18,7 @@ pytestmark = pytest.mark.faults
 def search(place: Place, *more: str) -> int:
     """Four trials that do not learn from one another, so that they are the same in however many slots."""
     shared = ["search/sampler=random", "search/pruner=none", "n_trials=4", "trainer.slots=4"]
-    with pytest.MonkeyPatch.context() as patch:
-        given = place.search_arguments(*shared, *more)
-        patch.setattr(Place, "search_arguments", lambda *_: [w for w in given if "n_startup_trials" not in w])
-        return quick(place)
+    return quick(place, *shared, *more)
 
 
 @pytest.fixture

@@ -8,8 +8,7 @@ from playwright.sync_api import Browser, expect
 
 from lora_core.records import TrialRecord
 from tests.browser import chromium, open_page
-from tests.sweeps.helpers import Place
-from tests.sweeps.test_search import quick
+from tests.sweeps.helpers import Place, quick
 from tests.sweeps.test_ui import port
 
 pytestmark = pytest.mark.slow

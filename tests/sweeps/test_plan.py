@@ -12,8 +12,7 @@ import pytest
 from lora_core.measured import Measured, Probe
 from sweeps.cli import main
 from sweeps.plan import duration, estimate
-from tests.sweeps.helpers import Place
-from tests.sweeps.test_search import quick
+from tests.sweeps.helpers import Place, quick
 
 TINY = "plan model=tiny search=quick n_trials=8"
 Printed = Callable[..., list[str]]

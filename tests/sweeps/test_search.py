@@ -16,17 +16,9 @@ from sweeps.cli import main
 from sweeps.client import Worker
 from sweeps.connect import open_client
 from sweeps.display import Display
-from tests.sweeps.helpers import Place
+from tests.sweeps.helpers import Place, quick
 
 Run = Callable[..., Place]
-
-
-def quick(place: Place, *more: str) -> int:
-    """A search without the seconds that a report takes."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("reports.writer.build", lambda folder: folder / "report" / "report.html")
-        patch.setattr("sweeps.store.Store.add_folder", lambda *given: None)
-        return main(place.search_arguments(*more))
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +45,8 @@ def test_what_a_search_leaves(undisturbed: Place) -> None:
     for file in ("report/report.html", "report/trials.csv", "best/config.json", "best/model.safetensors"):
         assert (undisturbed.folder() / file).exists()
     assert not list(undisturbed.folder().glob("*.log"))
+    adapters = {file.parts[-3] for file in undisturbed.folder().glob("*/adapters/adapters.safetensors")}
+    assert adapters == {"default", *(trial.name for trial in trials)}
 
 
 def test_disk_and_optuna_agree(undisturbed: Place) -> None:
@@ -236,8 +230,7 @@ def test_a_trial_that_kills_is_found_among_others(
     monkeypatch.setattr("sweeps.client.MEMORY_SIGNALS", ())
     fatal("trial-0001", signal.SIGKILL)
     independent = ["search/sampler=random", "search/pruner=none", "n_trials=4", "trainer.slots=2"]
-    arguments = [word for word in place.search_arguments(*independent) if "startup" not in word]
-    assert main(arguments) == 0
+    assert quick(place, *independent) == 0
     assert [trial.state for trial in place.trials()] == ["complete", "failed", "complete", "complete"]
     assert place.record().environment["slots"] == 1
 
@@ -274,13 +267,20 @@ def test_the_parent_is_killed(undisturbed: Place, place: Place) -> None:
     assert place.results() == undisturbed.results()
 
 
+LONG = ["trainer.slots=1", "trainer.iters=64", "search/sampler=random", "search/pruner=none", "n_trials=1"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """One long trial, undisturbed."""
+    place = Place(tmp_path_factory.mktemp("whole"))
+    assert quick(place, *LONG) == 0
+    return place
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_a_trial_goes_on_where_it_was(place: Place, tmp_path_factory: pytest.TempPathFactory, number: int) -> None:
-    settings = ["trainer.slots=1", "trainer.iters=64", "search/sampler=random", "search/pruner=none", "n_trials=1"]
-    whole = Place(tmp_path_factory.mktemp("whole"))
-    arguments = [[w for w in p.search_arguments(*settings) if "startup" not in w] for p in (whole, place)]
-    assert main(arguments[0]) == 0
-    parent = place.start(*arguments[1])
+def test_a_trial_goes_on_where_it_was(whole: Place, place: Place, number: int) -> None:
+    parent = place.start(*place.search_arguments(*LONG))
     child = reach(place, "trial-0000", parent)
     curve = place.folder() / "trial-0000"
     wait_for(lambda: len(load_metrics(curve)) >= 2 or parent.poll() is not None)
@@ -289,7 +289,7 @@ def test_a_trial_goes_on_where_it_was(place: Place, tmp_path_factory: pytest.Tem
     wait_for(lambda: not alive(child))
     assert (curve / "slot.json").exists()
     before, written = load_metrics(curve), (curve / "metrics.jsonl").read_text()
-    assert main(arguments[1]) == 0
+    assert quick(place, *LONG) == 0
     assert place.results() == whole.results()
     # The rows there were are those there are, with the seconds that they took then.
     assert (curve / "metrics.jsonl").read_text().startswith(written) and len(before) >= 2

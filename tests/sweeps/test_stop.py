@@ -8,8 +8,8 @@ import pytest
 
 from sweeps.cli import main
 from sweeps.requests import STOPPED, ask_to_stop, forget_requests, read_request
-from tests.sweeps.helpers import Place
-from tests.sweeps.test_search import alive, mlflow_runs, quick, reach, wait_for
+from tests.sweeps.helpers import Place, quick
+from tests.sweeps.test_search import alive, mlflow_runs, reach, wait_for
 
 pytestmark = pytest.mark.faults
 
@@ -23,8 +23,7 @@ def place(tmp_path: Path) -> Place:
 def search(place: Place) -> Iterator[subprocess.Popen]:
     """Trials of many steps and evaluations, one after the other, without a pruner."""
     long = ["trainer.iters=400", "trainer.slots=1", "search/pruner=none", "n_trials=50"]
-    words = [w for w in place.search_arguments(*long) if not w.startswith("search.pruner.")]
-    process = place.start(*words)
+    process = place.start(*place.search_arguments(*long))
     yield process
     if process.poll() is None:
         process.kill()

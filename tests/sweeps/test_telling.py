@@ -24,8 +24,7 @@ from sweeps.display import Display
 from sweeps.run_values import CURVES
 from sweeps.trial_run import TrialRun
 from tests.sweeps.faults import tried
-from tests.sweeps.helpers import Place
-from tests.sweeps.test_search import quick
+from tests.sweeps.helpers import Place, quick
 
 pytestmark = pytest.mark.faults
 

@@ -12,7 +12,7 @@ from lora_core.records import load_metrics
 from sweeps.cli import main
 from sweeps.client import Worker
 from sweeps.display import Display
-from tests.sweeps.helpers import Place
+from tests.sweeps.helpers import Place, quick
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +61,8 @@ def test_from_an_adapter(place: Place, capsys: pytest.CaptureFixture[str]) -> No
 def test_a_search_from_an_adapter_that_is_fitted(place: Place) -> None:
     given = [f"resume_adapter_file={place.folder('train/first')}/adapters", "lora_parameters.rank=2,8"]
     method = ["search/sampler=grid", "search/pruner=none", "optimizer.learning_rate=1e-3", "trainer.slots=1"]
-    words = [word for word in place.search_arguments(*given, *method) if not word.startswith("search.pruner.")]
-    assert main(words) == 2
-    assert main([*words, "resume_strict=false"]) == 0
+    assert quick(place, *given, *method) == 2
+    assert quick(place, *given, *method, "resume_strict=false") == 0
     cut = {trial.config["lora_parameters"]["rank"]: trial.metrics.get("resume_error") for trial in place.trials()}
     assert 0 < cut[2] < 1 and cut[8] is None
     (note,) = (note for note in place.record().notes if "is cut to 2" in note)

@@ -8,8 +8,7 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import create_trial
 
 from sweeps.samplers import DistinctSampler, Distributions
-from tests.sweeps.helpers import Place, write_data
-from tests.sweeps.test_search import quick
+from tests.sweeps.helpers import Place, quick, write_data
 
 SPACE: Distributions = {"a": FloatDistribution(0, 1)}
 
