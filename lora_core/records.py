@@ -26,8 +26,6 @@ from lora_core.errors import UserError
 SCHEMA = 1
 CHECKPOINT = "slot.json"  # of a running trial; see lora_core.checkpoint
 ADAPTER = "adapters.safetensors"  # in a trial's adapter folder
-ROLES = ("trial", "base", "default", "confirm", "train")
-STATES = ("running", "complete", "pruned", "failed")
 
 
 @dataclass
@@ -39,8 +37,8 @@ class TrialRecord:
     (`diverged`, `out of memory`, …)."""
 
     name: str  # the folder: trial-0007, base, default, confirm-0007-1
-    role: str
-    state: str = "running"
+    role: str  # trial, base, default, confirm or train
+    state: str = "running"  # or complete, pruned, failed
     number: int | None = None  # Optuna's, for role trial; for role confirm that of the trial it repeats
     repeat: int = 0
     reason: str | None = None

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Collection
 from typing import Any
 
 from sweeps.axes import Axis
@@ -20,7 +21,7 @@ def identity(config: dict[str, Any], axes: list[dict[str, Any]]) -> dict[str, An
 
     Both are in `study.json`, so the identity of an old study can be had too, for `differences`.
     """
-    kept = {key: value for key, value in flat(config).items() if not _is_run_control(key)}
+    kept = {key: value for key, value in flat(config).items() if not under(key, RUN_CONTROL)}
     return kept | {f"axis {axis['key']}": axis for axis in axes}
 
 
@@ -49,8 +50,9 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _is_run_control(key: str) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in RUN_CONTROL)
+def under(key: str, names: Collection[str]) -> bool:
+    """Whether the key is one of these, or in a group of these."""
+    return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def _shown(value: Any) -> str:

@@ -1,6 +1,5 @@
 """`train resume=STUDY/TRIAL`: a trial that has ended goes on from its whole state, as a run of its own."""
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from lora_core.config import TrainConfig, check
 from lora_core.errors import UserError
 from lora_core.records import CHECKPOINT, StudyRecord, TrialRecord
 from sweeps.config import SweepConfig
-from sweeps.fingerprint import differences, flat
+from sweeps.fingerprint import differences, flat, under
 from sweeps.pick import record_of, study_and_trial
 from sweeps.protocol import Ready
 
@@ -70,12 +69,12 @@ def continued(config: SweepConfig, written: set[str], source: Source) -> SweepCo
     """`config` with the trial's settings for all that is not `written`, and checked. Raises UserError for a written
     one that its state does not fit."""
     values, known = config.to_dict(), flat(TrainConfig.from_dict(source.trial.config).to_dict())
-    trial = {key: value for key, value in known.items() if not _under(key, OWN)}
+    trial = {key: value for key, value in known.items() if not under(key, OWN)}
     for key, value in trial.items():
-        if not _under(key, written):
+        if not under(key, written):
             _put(values, key, value)
     values["tracking"]["experiment"] = source.study.config["tracking"]["experiment"]
-    new = {key: value for key, value in flat(values).items() if key in trial and not _under(key, CHANGEABLE)}
+    new = {key: value for key, value in flat(values).items() if key in trial and not under(key, CHANGEABLE)}
     if lines := differences({key: trial[key] for key in new}, new):
         raise UserError(
             f"resume={config.resume}: {source.trial.name} cannot go on with other settings: {'; '.join(lines)}"
@@ -90,8 +89,3 @@ def _put(values: dict[str, Any], key: str, value: Any) -> None:
     for group in groups:
         values = values[group]
     values[last] = value
-
-
-def _under(key: str, names: Collection[str]) -> bool:
-    """Whether the key is one of these, or in a group of these."""
-    return any(key == name or key.startswith(f"{name}.") for name in names)

@@ -29,8 +29,6 @@ from sweeps.fits import (
 )
 from sweeps.grammar import axis_from, is_fixed
 
-__all__ = ["Axis", "Job", "cap_config", "cap_num_layers", "make_job"]
-
 
 @dataclass
 class Job:
