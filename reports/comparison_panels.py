@@ -27,7 +27,7 @@ def _curves(found: Comparison) -> list[Series]:
 
 
 def _rates(found: Comparison) -> list[Series]:
-    points = [[(p.at, p.loss) for rate in each.rates.ranks for p in rate.points] for each in found.members]
+    points = [[(p.at, p.loss) for rate in each.rates.groups for p in rate.points] for each in found.members]
     return _grouped(found, points)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from reports.study import Study, finite, setting
+from reports.study import Study, finite, has_axis, setting
 from reports.wording import setting as written
 
 NEAR = 0.05  # this part of a range counts as its end
@@ -43,7 +43,8 @@ def edges(study: Study) -> list[Edge]:
 def _edge(study: Study, axis: Axis) -> Edge | None:
     key = axis["key"]
     ends = _choices(study, axis) if axis.get("choices") is not None else [axis["low"], axis["high"]]
-    value = _number(study, key, setting(study.winner, key)) if study.winner else None
+    winner = study.winner
+    value = _number(study, key, setting(winner, key)) if winner and has_axis(study, winner, key) else None
     if value is None or not ends or ends[0] == ends[-1]:
         return None
     side = _side(axis, ends, value)

@@ -10,9 +10,9 @@ from reports.answer import MARGIN
 from reports.curve_checks import overfit, still_falling
 from reports.edges import Edge, edges
 from reports.finding import Finding
-from reports.heatmap import rank_of, rate_of
+from reports.heatmap import has_rank, rank_of, rate_of
 from reports.reproduce import RESUMED
-from reports.study import Study, setting, value
+from reports.study import Study, has_axis, setting, value
 from reports.wording import amount, listed, loss, percent, plural
 from reports.wording import setting as written
 
@@ -59,8 +59,8 @@ def _at_edge(each: Edge) -> str:
 def rank(study: Study) -> list[Finding]:
     """Whether a smaller rank would do, or a larger one might do better."""
     best: dict[float, float] = {}
-    for trial in study.completed:
-        if (own := value(trial)) is not None:
+    for trial in filter(has_rank, study.completed):
+        if has_axis(study, trial, "lora_parameters.rank") and (own := value(trial)) is not None:
             best[rank_of(trial)] = min(own, best.get(rank_of(trial), own))
     if len(best) < 2:
         return []

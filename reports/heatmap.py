@@ -58,8 +58,7 @@ class Across:
 
 
 def compute(study: Study, across: Across) -> Heatmap:
-    # What trains the model's own weights has no rank.
-    trials = [trial for trial in study.completed if trial.config.get("train_type") != "full"]
+    trials = [trial for trial in study.completed if has_rank(trial)]
     ranks = [rank_of(trial) for trial in trials]
     values = [across.of(trial) for trial in trials]
     if not trials:
@@ -83,6 +82,11 @@ def compute(study: Study, across: Across) -> Heatmap:
 def _cell(trials: list[TrialRecord]) -> Cell:
     losses = [loss for trial in trials if (loss := value(trial)) is not None]
     return Cell(len(losses), median(losses), min(losses)) if losses else Cell(0, None, None)
+
+
+def has_rank(trial: TrialRecord) -> bool:
+    """What trains the model's own weights has none."""
+    return trial.config.get("train_type") != "full"
 
 
 def rank_of(trial: TrialRecord) -> float:

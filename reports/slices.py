@@ -1,14 +1,15 @@
-"""How the loss depends on one setting at a time, on the learning rate at each rank, and on all settings together."""
+"""How the loss depends on one setting, on the learning rate of each rank or method, and on all settings together."""
 
 import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from lora_core.config import TrainConfig
 from lora_core.records import TrialRecord
 from reports.curves import frame
-from reports.heatmap import rank_of, rate_of
+from reports.heatmap import has_rank, rank_of, rate_of
 from reports.panels import COLOURS, SYMBOLS, Panel, Series
-from reports.study import Study, finite, searched_keys, setting, value
+from reports.study import Study, finite, has_axis, searched_keys, setting, value
 from reports.wording import setting as written
 
 BINS = 6  # of the learning rate, between the lowest and the highest
@@ -24,28 +25,31 @@ class Point:
 
 @dataclass
 class Rate:
-    """The trials of one rank by learning rate. `valley`: the best of each bin of the rate, joined in the figure."""
+    """The trials of one rank, or of one method, by learning rate. `valley`: the best of each bin of the rate, joined in
+    the figure."""
 
-    rank: float
+    group: str
     points: list[Point]
     valley: list[Point]
 
 
 @dataclass
 class Rates:
-    ranks: list[Rate] = field(default_factory=list)
-    best: dict[str, float] = field(default_factory=dict)  # rank → learning rate of its best trial
+    by: str = "rank"  # or method
+    groups: list[Rate] = field(default_factory=list)
+    best: dict[str, float] = field(default_factory=dict)  # group → learning rate of its best trial
     why_not: str | None = None
 
     @property
     def caption(self) -> str:
-        best = ", ".join(f"rank {rank}: {written(rate)}" for rank, rate in self.best.items())
-        return f"Joined: the best of each of {BINS} parts of the range. Best learning rate by {best}."
+        best = ", ".join(f"{group}: {written(rate)}" for group, rate in self.best.items())
+        return f"Joined: the best of each of {BINS} parts of the range. Best learning rate by {self.by}: {best}."
 
 
 @dataclass
 class Slice:
-    """The completed trials by one searched setting; `ticks`: position → text, where its values are no numbers."""
+    """The completed trials that have a searched setting, by it; `ticks`: position → text, where its values are no
+    numbers."""
 
     key: str
     points: list[Point]
@@ -62,16 +66,26 @@ class Slices:
 def rates(study: Study) -> Rates:
     if len({rate_of(trial) for trial in study.completed}) < 3:
         return Rates(why_not="Not drawn: the completed trials have fewer than three learning rates.")
-    by_rank: dict[float, list[Point]] = {}
+    # What trains the model's own weights has no rank, and each method has a best rate of its own.
+    by_method = "train_type" in searched_keys(study) or not any(map(has_rank, study.completed))
+    group_of = _method if by_method else rank_of
+    grouped: dict[Any, list[Point]] = {}
     for trial in study.completed:
-        by_rank.setdefault(rank_of(trial), []).append(_point(trial, rate_of(trial)))
-    every = [point.at for points in by_rank.values() for point in points]
-    found = Rates()
-    for rank, points in sorted(by_rank.items()):
+        grouped.setdefault(group_of(trial), []).append(_point(trial, rate_of(trial)))
+    every = [point.at for points in grouped.values() for point in points]
+    found = Rates("method" if by_method else "rank")
+    for group, points in sorted(grouped.items()):
         points.sort(key=lambda point: point.at)
-        found.ranks.append(Rate(rank, points, _valley(points, min(every), max(every))))
-        found.best[f"{rank:g}"] = min(points, key=lambda point: point.loss).at
+        name = group if by_method else f"rank {group:g}"
+        found.groups.append(Rate(name, points, _valley(points, min(every), max(every))))
+        found.best[name] = min(points, key=lambda point: point.loss).at
     return found
+
+
+def _method(trial: TrialRecord) -> str:
+    config = TrainConfig.from_dict(trial.config)
+    is_rslora = config.train_type == "lora" and config.lora_parameters.scaling == "alpha_over_sqrt_r"
+    return "rslora" if is_rslora else config.train_type
 
 
 def _point(trial: TrialRecord, at: float) -> Point:
@@ -98,14 +112,15 @@ def slices(study: Study) -> Slices:
 
 
 def _slice(study: Study, key: str) -> Slice:
-    values = [setting(trial, key) for trial in study.completed]
+    trials = [trial for trial in study.completed if has_axis(study, trial, key)]
+    values = [setting(trial, key) for trial in trials]
     axis = next((axis for axis in study.record.axes if axis.get("key") == key), {})
     if axis.get("choices") is None and all(finite(each) for each in values):
-        points = [_point(t, v) for t, v in zip(study.completed, values, strict=True)]
+        points = [_point(t, v) for t, v in zip(trials, values, strict=True)]
         return Slice(key, points, {}, bool(axis.get("log")))
     # A choice stands at its place in the space; one that was given up since comes after.
     order = list(dict.fromkeys(map(written, [*(axis.get("choices") or []), *sorted(values, key=_sortable)])))
-    points = [_point(t, float(order.index(written(v)))) for t, v in zip(study.completed, values, strict=True)]
+    points = [_point(t, float(order.index(written(v)))) for t, v in zip(trials, values, strict=True)]
     return Slice(key, points, {float(place): text for place, text in enumerate(order)}, False)
 
 
@@ -115,12 +130,12 @@ def _sortable(found: Any) -> tuple[bool, float, str]:
 
 def rate_panels(found: Rates) -> list[Panel]:
     series = []
-    for place, rate in enumerate(found.ranks):
+    for place, rate in enumerate(found.groups):
         colour, symbol = COLOURS[place % len(COLOURS)], SYMBOLS[place % len(SYMBOLS)]
-        name = f"rank {rate.rank:g} (n = {len(rate.points)})"
+        name = f"{rate.group} (n = {len(rate.points)})"
         series.append(_marks(name, rate.points, colour, symbol, 8))
         series.append(_marks("", rate.valley, colour, None, 0, line=1.8))
-    losses = [point.loss for rate in found.ranks for point in rate.points]
+    losses = [point.loss for rate in found.groups for point in rate.points]
     return [Panel("learning rate", "best_val_loss (nats per token)", series, frame(losses, []), log_x=True)]
 
 
@@ -142,17 +157,20 @@ def slice_panels(found: Slices, names: dict[str, str], winner: str | None) -> li
 
 def parallel(found: Slices, names: dict[str, str], winner: str | None) -> list[Panel]:
     """One line a trial through all its settings: the winner, the best quarter, and the others."""
-    ranked = sorted(found.each[0].points, key=lambda point: point.loss)
-    first = {point.name for point in ranked[: max(1, round(BEST_PART * len(ranked)))]}
-    rest = {point.name for point in ranked} - first
-    heights = [_heights(each) for each in found.each]
+    # What all trials have comes first, so that the line of one that lacks a setting ends rather than breaks.
+    each_axis = sorted(found.each, key=lambda each: -len(each.points))
+    losses = {point.name: point.loss for each in each_axis for point in each.points}
+    ranked = sorted(losses, key=lambda name: losses[name])
+    first = set(ranked[: max(1, round(BEST_PART * len(ranked)))])
+    rest = losses.keys() - first
+    heights = [_heights(each) for each in each_axis]
     series = [
         _paths("others", heights, rest - {winner}, "trial", 1.0),
         _paths("best quarter", heights, first - {winner}, "group1", 1.6),
     ]
     if winner is not None:
         series.append(_paths("winner", heights, {winner}, "best", 3.5))
-    ticks = {float(place): _ends(each, names) for place, each in enumerate(found.each)}
+    ticks = {float(place): _ends(each, names) for place, each in enumerate(each_axis)}
     return [Panel("", "lowest to highest", series, (-0.06, 1.06), ticks=ticks, hide_y=True)]
 
 
@@ -170,7 +188,7 @@ def _paths(name: str, heights: list[dict[str, float]], members: set[str], colour
     labels: list[str] = []
     for member in sorted(members):
         x += [*map(float, range(len(heights))), None]
-        y += [*(height[member] for height in heights), None]
+        y += [*(height.get(member) for height in heights), None]
         labels += [member] * (len(heights) + 1)
     return Series(name, x, y, colour, None, 0, line, labels=labels)
 

@@ -2,16 +2,26 @@
 
 import math
 
-from reports import slices
+import pytest
+
+from lora_core.records import load_study, load_trial, save_study, save_trial
+from reports import edges, health, slices
 from reports.study import load
-from tests.reports.helpers import RANK, RATE, RATIO
+from tests.reports.helpers import AXES, RANK, RATE, RATIO
+
+METHOD = "train_type"
 
 
 def test_learning_rates_by_rank(study_folder):
     found = slices.rates(load(study_folder))
-    assert {rate.rank: len(rate.points) for rate in found.ranks} == {4: 1, 8: 2, 16: 3, 32: 2}
-    assert found.best == {"4": 6e-4, "8": 2e-4, "16": 4e-4, "32": 5e-4}
-    assert "rank 8: 0.0002" in found.caption
+    assert {rate.group: len(rate.points) for rate in found.groups} == {
+        "rank 4": 1,
+        "rank 8": 2,
+        "rank 16": 3,
+        "rank 32": 2,
+    }
+    assert found.best == {"rank 4": 6e-4, "rank 8": 2e-4, "rank 16": 4e-4, "rank 32": 5e-4}
+    assert "Best learning rate by rank: rank 4: 0.0006" in found.caption
 
 
 def test_the_valley_holds_the_best_of_each_part(make_study):
@@ -19,7 +29,7 @@ def test_the_valley_holds_the_best_of_each_part(make_study):
     rates = [1e-4, 1.5e-4, 2.5e-4, 6.4e-3]
     losses = [3.0, 2.0, 2.5, 4.0]
     rows = [(8, 2.0, rate, loss, "complete", None) for rate, loss in zip(rates, losses, strict=True)]
-    (rate,) = slices.rates(load(make_study(trials=rows))).ranks
+    (rate,) = slices.rates(load(make_study(trials=rows))).groups
     assert [(point.at, point.loss) for point in rate.valley] == [(1.5e-4, 2.0), (2.5e-4, 2.5), (6.4e-3, 4.0)]
 
 
@@ -49,3 +59,55 @@ def test_parallel_lines_run_from_lowest_to_highest(study_folder):
     rate = round(math.log(5e-4 / 1e-4) / math.log(8e-4 / 1e-4), 4)
     assert winner.y == [1.0, round(2 / 3, 4), rate, None]
     assert panel.ticks[0.0] == "rank\n4 – 32"
+
+
+@pytest.fixture
+def methods(make_study):
+    """LoRA, rsLoRA, full and DoRA, of which the best is full and has neither rank nor α/r."""
+    rows = [(8, 2.0, 1e-4, 2.5, "complete", None), (16, 2.0, 2e-4, 2.25, "complete", None)]
+    rows += [(4, 2.0, 1e-5, 1.5, "complete", None), (32, 4.0, 4e-4, 2.0, "complete", None)]
+    folder = make_study(trials=rows, axes=[{"key": METHOD, "choices": ["lora", "dora", "full"]}, *AXES])
+    for number, method in enumerate(("lora", "lora", "full", "dora")):
+        trial = load_trial(folder / f"trial-{number:04d}")
+        trial.params[METHOD] = trial.config[METHOD] = method
+        if number == 1:
+            trial.config["lora_parameters"]["scaling"] = "alpha_over_sqrt_r"
+        if method == "full":
+            del trial.params[RANK], trial.params[RATIO]
+        save_trial(folder / trial.name, trial)
+    record = load_study(folder)
+    record.config["search"] = {"when": {RANK: "train_type=lora,dora", RATIO: "train_type=lora,dora"}}
+    save_study(folder, record)
+    return load(folder)
+
+
+def test_a_trial_is_drawn_only_by_the_settings_it_has(methods):
+    shown = {each.key: {point.name for point in each.points} for each in slices.slices(methods).each}
+    adapters = {"trial-0000", "trial-0001", "trial-0003"}
+    assert shown == {
+        METHOD: adapters | {"trial-0002"},
+        RANK: adapters,
+        RATIO: adapters,
+        RATE: adapters | {"trial-0002"},
+    }
+    panels = slices.slice_panels(slices.slices(methods), {}, "trial-0002")
+    assert [panel.series[1].labels for panel in panels] == [["trial-0002"], [], [], ["trial-0002"]]
+
+
+def test_its_line_through_all_settings_ends_where_it_has_no_more(methods):
+    (panel,) = slices.parallel(slices.slices(methods), {}, "trial-0002")
+    assert [text.partition("\n")[0] for text in panel.ticks.values()] == [METHOD, RATE, RANK, RATIO]
+    assert panel.series[-1].y == [1.0, 0.0, None, None, None]
+
+
+def test_learning_rates_by_method_where_methods_were_searched(methods):
+    found = slices.rates(methods)
+    assert (found.by, found.best) == ("method", {"dora": 4e-4, "full": 1e-5, "lora": 1e-4, "rslora": 2e-4})
+
+
+def test_nothing_is_said_of_a_rank_that_the_winner_does_not_have(methods):
+    (found,) = health.rank(methods)
+    assert found.numbers["best_by_rank"] == {"8": 2.5, "16": 2.25, "32": 2.0}
+    assert RANK not in [each.key for each in edges.edges(methods)]
+    methods.record.config["search"]["when"] = {}
+    assert RANK in [each.key for each in edges.edges(methods)]
