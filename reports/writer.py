@@ -10,6 +10,7 @@ import pandas
 from lora_core.errors import UserError
 from lora_core.records import write_file
 from reports import FORMATS, comparison, comparison_panels, content, figures_png, html, markdown, tables
+from reports.at_work import at_work
 from reports.html import comparison_context
 from reports.panels_html import figures as panel_figures
 from reports.panels_png import grid
@@ -26,12 +27,20 @@ def build(study_folder: Path, out: Path | None = None, formats: Sequence[str] = 
     interrupted or has no completed trial gets a report that says so. Raises UserError if there is no study
     or `out` cannot be written.
     """
-    return _write(_files(load(study_folder), formats), out or study_folder / "report", formats)
+    return _write(_files(_read(study_folder), formats), out or study_folder / "report", formats)
 
 
 def compare(folders: list[Path], out: Path, formats: Sequence[str] = FORMATS) -> Path:
     """The same about several studies, side by side."""
-    return _write(_compared([load(folder) for folder in folders], formats), out, formats)
+    return _write(_compared([_read(folder) for folder in folders], formats), out, formats)
+
+
+def _read(folder: Path) -> Study:
+    """The study as it stands: one that was killed could not write that it was."""
+    study = load(folder)
+    if study.record.state == "running" and not at_work(folder):
+        study.record.state = "interrupted"
+    return study
 
 
 def _files(study: Study, formats: Sequence[str]) -> Files:

@@ -1,15 +1,13 @@
 """How a study stands, by what lies on disk: no MLX, no MLflow, no Optuna."""
 
-import fcntl
 import math
-import os
-import time
 from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from lora_core.records import CHECKPOINT, TrialRecord, load_metrics, load_study, load_trial, load_trials
+from reports.at_work import at_work
 from reports.study import Study
 
 
@@ -86,24 +84,6 @@ def standing(folder: Path) -> Standing:
     curves = {trial.name: load_metrics(places[trial.name]) for trial in trials if trial.state == "running"}
     saved = {name for name in curves if (places[name] / CHECKPOINT).exists()}
     return Standing(folder, record, trials, curves, at_work(folder), saved)
-
-
-def at_work(folder: Path) -> bool:
-    """Whether a process holds the folder, see `study_folder.locked`."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        return all(_is_held(handle) for _ in range(3))
-    finally:
-        os.close(handle)
-
-
-def _is_held(handle: int) -> bool:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return False
-    except OSError as error:  # some network drives know no locks
-        time.sleep(0.01)  # another one may be looking, which takes no time
-        return isinstance(error, BlockingIOError)
 
 
 def has_ended(folder: Path) -> bool:

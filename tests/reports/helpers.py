@@ -1,5 +1,9 @@
 """A recorded study of ten trials with numbers chosen so that every result can be checked by hand."""
 
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -104,3 +108,12 @@ def write_study(
     for number, row in enumerate(trials):
         write_trial(folder, search_trial(folder, number, row))
     return folder
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """As by a process at work."""
+    handle = os.open(folder, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    yield
+    os.close(handle)

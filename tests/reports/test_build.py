@@ -12,7 +12,8 @@ import pytest
 import reports
 from lora_core.errors import UserError
 from lora_core.records import load_study, load_trial, save_study, save_trial
-from tests.reports.helpers import RANK
+from reports.writer import compare
+from tests.reports.helpers import RANK, held
 
 HOSTILE = "<script>alert(1)</script>|`x` </script>"
 
@@ -157,12 +158,25 @@ def test_names_and_settings_are_data(study_folder):
 
 def test_a_study_without_completed_trials_builds(make_study):
     rows = [(8, 2.0, 1e-4, None, "failed", "out of memory"), (4, 2.0, 1e-4, None, "running", None)]
-    out = reports.build(make_study(trials=rows, state="running", n_trials=8)).parent
+    folder = make_study(trials=rows, state="running", n_trials=8)
+    with held(folder):
+        out = reports.build(folder).parent
     text = (out / "report.md").read_text()
     assert "so this report is partial. 1 of 8 trials ended" in text
     assert "1 failed: out of memory" in text and "Not drawn: no trial has completed." in text
     assert text.count("To go on with the search, should it be interrupted:") == 1
     assert "1 of 2 trials failed" in text and "The other checks need a completed trial." in text
+
+
+def test_a_study_that_was_killed_is_not_said_to_run(make_study, tmp_path):
+    folder, other = make_study(state="running", n_trials=32), make_study("other")
+    with held(folder):
+        assert "still running" in (reports.build(folder, formats=["md"])).read_text()
+        assert "demo is running, so" in compare([folder, other], tmp_path / "out", ["md"]).read_text()
+    text = reports.build(folder, formats=["md"]).read_text()
+    assert "The search was interrupted, so this report is partial." in text and "still running" not in text
+    assert "To go on with the search:" in text
+    assert "demo is interrupted, so" in compare([folder, other], tmp_path / "out", ["md"]).read_text()
 
 
 def test_a_study_whose_trials_were_all_pruned_builds(make_study):

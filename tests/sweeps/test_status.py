@@ -1,11 +1,7 @@
 """How studies stand, by folders written here as a search writes them."""
 
-import fcntl
-import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -25,6 +21,7 @@ from lora_core.records import (
 from sweeps.cli import main
 from sweeps.standing import standing
 from sweeps.status import _as_table
+from tests.reports.helpers import held
 
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -65,15 +62,6 @@ def study(tmp_path: Path) -> Path:
     write_trial(folder, 4, "running", 100, 100)
     append_metrics(folder / "trial-0004", {"step": 50, "val_loss": 3.0})
     return folder
-
-
-@contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """As by a process at work."""
-    handle = os.open(folder, os.O_RDONLY)
-    fcntl.flock(handle, fcntl.LOCK_EX)
-    yield
-    os.close(handle)
 
 
 def status(study: Path, *words: str) -> int:
