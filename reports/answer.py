@@ -7,6 +7,7 @@ from typing import Any
 from lora_core.records import TrialRecord
 from reports.seeds import Lead, Seeds, lead
 from reports.study import Study, adapter_folder, generate_command, perplexity, test_loss, value
+from reports.wording import typed
 
 RUNNERS_UP = 3
 MARGIN = 0.01  # of a loss: what counts as a small difference where no noise is known
@@ -111,7 +112,7 @@ class Answer:
 def compute(study: Study) -> Answer:
     """The answer of `study`, whatever state it is in; without a completed trial it has no winner."""
     answer = Answer(
-        study.record.state, counts(study), study.repeated, study.record.resume_command,
+        study.record.state, counts(study), study.repeated, typed(study.record.resume_command),
         reasons=reasons(study), savings=savings(study), also=study.record.objective.split(", ")[1:],
     )  # fmt: skip
     best = study.winner

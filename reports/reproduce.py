@@ -6,7 +6,7 @@ from typing import Any
 
 from lora_core.config import TrainConfig
 from lora_core.records import StudyRecord
-from reports.wording import amount, listed, plural, setting
+from reports.wording import amount, listed, plural, setting, typed
 
 RESUMED = "Resumed with other versions: "  # how a study's note on that begins
 
@@ -30,14 +30,20 @@ def reproduce(record: StudyRecord) -> Reproduce:
     facts = {**_search(record), **_model(record.model), **_data(record.data), **_stored(record)}
     return Reproduce(
         _subject(record),
-        record.command,
-        record.resume_command,
+        typed(again(record)),
+        typed(record.resume_command),
         record.space or [f"{axis.get('key')}: {axis.get('kind')}" for axis in record.axes],
         changed(record.config),
         {name: text for name, text in facts.items() if text},
         flat(record.environment),
         record.notes,
     )
+
+
+def again(record: StudyRecord) -> str:
+    """The command under another name: under its own it would go on with the study that there is."""
+    own = f"study={record.study}"
+    return " ".join(f"{own}-again" if word == own else word for word in record.command.split(" "))
 
 
 def _subject(record: StudyRecord) -> str:

@@ -5,12 +5,15 @@ import os
 from typing import Any
 
 NOTHING = "–"
+UV = "uv run "
 LABELS = {"base": "base model", "default": "default settings"}  # the rows that are no trials
 
 
 def typed(command: str) -> str:
-    """The command as it is to be typed: where `uv run` started this program, the shell does not find it without."""
-    return f"uv run {command}" if os.environ.get("UV_RUN_RECURSION_DEPTH") else command
+    """The command as it is to be typed, however it was: where `uv run` started this program, the shell does not find it
+    without."""
+    bare = command.removeprefix(UV)
+    return UV + bare if bare and os.environ.get("UV_RUN_RECURSION_DEPTH") else bare
 
 
 def loss(number: float | None) -> str:

@@ -43,6 +43,18 @@ def test_failures_name_their_reason(study_folder):
     assert (failure.name, failure.reason, failure.steps) == ("trial-0004", "diverged", 10)
 
 
+def test_done_again_under_another_name_as_commands_are_typed_here(study_folder, monkeypatch):
+    record = load(study_folder).record
+    assert reproduce(record).command == "lora-sweep search study=demo-again"
+    monkeypatch.setenv("UV_RUN_RECURSION_DEPTH", "1")
+    record.command, record.resume_command = "uv run lora-sweep search warm.study=demo", "lora-sweep search study=demo"
+    found = reproduce(record)
+    assert found.command == "uv run lora-sweep search warm.study=demo"  # which names itself
+    assert found.resume_command == "uv run lora-sweep search study=demo"
+    record.command = ""
+    assert reproduce(record).command == ""
+
+
 def test_reproduce_lists_rows_and_versions(study_folder):
     found = reproduce(load(study_folder).record)
     assert found.subject == "builtin:tiny on builtin:demo (200 train and 40 valid rows)"
