@@ -80,7 +80,7 @@ class Tokeniser:
         # What follows the last assistant turn neither counts nor can be seen from it.
         tokens = self._templated(example, messages[: last + 1], tools)
         prompt = self._templated(example, messages[:last], tools, add_generation_prompt=True) if last else []
-        return tokens, _common(prompt, tokens)
+        return tokens, common(prompt, tokens)
 
     def _templated(self, example: Example, messages: list[Any], tools: Any, **options: bool) -> list[int]:
         try:
@@ -129,7 +129,7 @@ def messages_of(example: Example) -> list[dict[str, Any]]:
     return [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
 
 
-def _common(prompt: list[int], tokens: list[int]) -> int:
+def common(prompt: list[int], tokens: list[int]) -> int:
     """How many tokens the two share at their start: all of the prompt, unless the template writes a turn that
     is still to come differently from one that is there."""
     pairs = enumerate(zip(prompt, tokens, strict=False))

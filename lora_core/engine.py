@@ -33,7 +33,7 @@ from lora_core.models.quantised import requantise
 from lora_core.prefix import PrefixCache
 from lora_core.records import ADAPTER, remove_checkpoint
 from lora_core.resume import Start
-from lora_core.samples import ANSWER_TOKENS, Answer
+from lora_core.samples import ANSWER_TOKENS, Answer, spread
 from lora_core.slot import Slot, Stopwatch
 from lora_core.split import Split, Whole, choose_split
 from lora_core.stacks import State
@@ -243,7 +243,7 @@ class Engine:
     def answers(self, config: TrainConfig, adapter_folder: Path | None, rows: int) -> list[Answer]:
         """Answers to the first samples of the data, with a saved adapter of this configuration or, where there is none,
         of the base model. Raises UserError if the adapter cannot be loaded."""
-        samples, kind = self.data.samples[:rows], self.learned(config)
+        samples, kind = spread(self.data.samples, rows), self.learned(config)
         learned = None if adapter_folder is None else kind.load(str(adapter_folder), config)
         with nullcontext() if learned is None else kind.carried(learned, config):
             found = continuations(self.base, [sample.tokens for sample in samples], ANSWER_TOKENS)

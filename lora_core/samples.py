@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_core.data_rows import Example, Examples
-from lora_core.data_tokens import Tokeniser, messages_of
+from lora_core.data_tokens import Tokeniser, common, messages_of
 
 AMONG = 50  # rows that may be taken
 LONGEST_PROMPT = 256  # tokens; on a CPU a longer one takes seconds
-OPENING = 64  # tokens of a text that is to be continued, or half of it
+OPENING = 64  # tokens of a text of one line, or half of it
 ANSWER_TOKENS = 48
 
 
@@ -41,12 +41,24 @@ def samples(splits: Examples, tokenizer: Any) -> list[Sample]:
     return list(found.values())
 
 
+def spread(found: list[Sample], count: int) -> list[Sample]:
+    """As many of them, evenly chosen: those that lie together in a file are often alike."""
+    return [found[place * len(found) // count] for place in range(count)] if count < len(found) else found
+
+
 def _sample(example: Example, tokenizer: Any) -> Sample:
     tokens, start = Tokeniser(tokenizer, True, LONGEST_PROMPT).tokens(example)
     is_text = example.kind == ("text",)
-    start = min(OPENING, len(tokens) // 2) if is_text else start
+    start = _opening(example.values["text"], tokens, tokenizer) if is_text else start
     prompt = _text(tokens[:start], tokenizer) if is_text else _question(example)
     return Sample(prompt, _text(tokens[start:][:ANSWER_TOKENS], tokenizer), tokens[:start])
+
+
+def _opening(text: str, tokens: list[int], tokenizer: Any) -> int:
+    """How many tokens of a text are given: all before its last line, or the first where that cannot be."""
+    before, newline, _ = text.rstrip().rpartition("\n")
+    given = common(tokenizer.encode(before + newline), tokens) if before.strip() else 0
+    return given if 0 < given <= LONGEST_PROMPT else min(OPENING, len(tokens) // 2)
 
 
 def _text(tokens: list[int], tokenizer: Any) -> str:

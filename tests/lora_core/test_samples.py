@@ -8,7 +8,7 @@ import pytest
 
 from lora_core.config import TrainConfig
 from lora_core.errors import UserError
-from lora_core.samples import ANSWER_TOKENS, LONGEST_PROMPT
+from lora_core.samples import ANSWER_TOKENS, LONGEST_PROMPT, OPENING, Sample, spread
 from tests.lora_core.data_helpers import CHAT, PAIR, load, make_tokenizer, write
 from tests.lora_core.helpers import new_engine, run
 
@@ -21,6 +21,23 @@ def test_what_is_asked_and_expected(folder: Path, tokenizer: Any) -> None:
     assert (chat.prompt, chat.expected) == ("c?", "dd")
     assert tokenizer.decode(chat.tokens) == "<s>user:a?</s><s>assistant:b</s><s>user:c?</s><s>assistant:"
     assert (text.prompt, text.expected) == ("abcd", "efgh")
+
+
+def test_a_text_of_several_lines_is_cut_before_its_last(folder: Path, tokenizer: Any) -> None:
+    long = "x" * LONGEST_PROMPT + "\nA: b"
+    texts = ("table: t\nQ: who?\nA: me", "table: t\n", "\n\nabcd", long)
+    write(folder / "valid.jsonl", *({"text": text} for text in texts))
+    several, trailing, blank, too_long = load(folder, tokenizer).samples
+    assert (several.prompt, several.expected) == ("table: t\nQ: who?", "A: me")
+    assert tokenizer.decode(several.tokens).endswith("table: t\nQ: who?\n")
+    assert (trailing.prompt + trailing.expected, blank.prompt + blank.expected) == ("table: t", "abcd")
+    assert too_long.prompt == "x" * OPENING
+
+
+def test_rows_are_spread_over_the_set() -> None:
+    found = [Sample(str(place), "", []) for place in range(10)]
+    assert [each.prompt for each in spread(found, 3)] == ["0", "3", "6"]
+    assert spread(found, 10) == spread(found, 20) == found and spread(found, 0) == []
 
 
 def test_without_a_chat_template_prompts_are_given_as_they_are(folder: Path) -> None:
