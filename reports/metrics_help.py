@@ -11,7 +11,7 @@ FOOTNOTES = {
     "count in the loss.",
     "perplexity": "exp(best_val_loss).",
     "gain": "Loss of the reference row minus the trial's best_val_loss (in the answer, minus its mean over seeds where "
-    "there is one); in percent, of the reference's loss. Above 0 is better. Base: the model without an adapter. "
+    "there is one); in percent, of the reference's loss. Above 0 is better. Base: the model before any training. "
     "Default: the default configuration, trained too.",
     "mean over seeds": "Mean best_val_loss of a trial and its repeats, which differ from it in initial weights, "
     "dropout and the order of the data. Among the trials that were trained again the lowest mean wins; one of which "
@@ -20,12 +20,13 @@ FOOTNOTES = {
     "noise": "With the same seed two trials see the data in the same order, which moves both losses alike. A lead is "
     f"therefore the mean of the differences seed by seed, ± half of the {RULE}; it is larger than the noise where it "
     "exceeds that. A trial's own seed is one of the pairs.",
-    "test_loss": "Loss over all rows of the test set, of the adapter that is kept. It is computed once, at the end, "
+    "test_loss": "Loss over all rows of the test set, of the checkpoint that is kept. It is computed once, at the end, "
     "and decides nothing.",
-    "scale_ratio": "α/r, the LoRA scale divided by the rank.",
-    "multiplier": "The number that multiplies B·A.",
+    "scale_ratio": "α/r, the LoRA scale divided by the rank; without adapters (train_type=full) it means nothing.",
+    "multiplier": "The number that multiplies B·A, where there are adapters.",
     "steps": "Optimizer steps done. A pruned trial was stopped early because it was behind.",
-    "trainable_params": "Numbers in the adapter's matrices A and B.",
+    "trainable_params": "Numbers that training changes: those of the adapter, or with train_type=full the model's own "
+    "weights in the blocks that are trained.",
     "adapter_mb": "Size of adapters.safetensors, in millions of bytes.",
     "train_seconds": "Seconds in training steps, without evaluation.",
     "tokens_per_second": "Tokens that count in the loss, per second in training steps. Trials that share a "
