@@ -48,7 +48,8 @@ def learning(content: Content) -> str:
     found = content.curves
     pruned = sum(line.state == "pruned" for line in found.lines)
     marks = f" × marks where a trial was pruned ({pruned})." if pruned else ""
-    told = f"{plural(len(found.lines), 'curve')}.{marks}"
+    repeats = f" {plural(found.repeats, 'training')} with other seeds not drawn." if found.repeats else ""
+    told = f"{plural(len(found.lines), 'curve')}.{marks}{repeats}"
     references = {} if found.base is None else {"base": found.base}
     return f"{told} {curves.outside(found.frame, found.losses, references)}".strip()
 

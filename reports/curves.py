@@ -45,8 +45,11 @@ class Curve:
 
 @dataclass
 class Curves:
+    """`repeats`: the trainings with other seeds, which are not drawn: they belong to trials that are."""
+
     lines: list[Curve] = field(default_factory=list)
     base: float | None = None
+    repeats: int = 0
     frame: tuple[float, float] = (0.0, 1.0)
     why_not: str | None = None
 
@@ -87,13 +90,14 @@ def _references(study: Study) -> dict[str, float]:
 
 
 def curves(study: Study) -> Curves:
-    drawn = [trial for trial in study.trials if any(row["step"] > 0 for row in study.curves[trial.name])]
+    evaluated = [trial for trial in study.trials if any(row["step"] > 0 for row in study.curves[trial.name])]
+    drawn = [trial for trial in evaluated if trial.role != "confirm"]
     if not drawn:
         return Curves(why_not="Not drawn: no trial has been evaluated after its first step yet.")
     limit = max(MIN_POINTS, MAX_POINTS // len(drawn))
     best = study.winner
     lines = [_curve(trial, thinned(study.curves[trial.name], limit), trial is best) for trial in drawn]
-    found = Curves(lines, value(study.base))
+    found = Curves(lines, value(study.base), len(evaluated) - len(drawn))
     found.frame = frame(found.losses, [] if found.base is None else [found.base])
     return found
 

@@ -1,7 +1,9 @@
 """History and learning curves as numbers."""
 
-from reports import curves
+from reports import captions, curves
+from reports.content import compute
 from reports.study import load
+from tests.reports.helpers import write_repeat
 
 
 def test_best_so_far_counts_completed_trials_only(study_folder):
@@ -49,3 +51,11 @@ def test_thinning_keeps_both_ends():
 def test_nothing_to_draw_is_explained(make_study):
     study = load(make_study(trials=[], default=None))
     assert curves.history(study).why_not and curves.curves(study).why_not
+
+
+def test_repeats_are_no_other_trials(study_folder):
+    write_repeat(study_folder, 3, 1, 1.5)
+    found = curves.curves(load(study_folder))
+    assert "confirm-0003-1" not in [line.name for line in found.lines] and found.repeats == 1
+    assert min(found.losses) > 1.75, "the best curve is the lowest"
+    assert "1 training with other seeds not drawn." in captions.learning(compute(load(study_folder)))
