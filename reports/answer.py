@@ -10,6 +10,7 @@ from reports.study import Study, adapter_folder, generate_command, perplexity, t
 from reports.wording import typed
 
 RUNNERS_UP = 3
+MUCH_SMALLER = 0.5  # this part of the winner's trainable parameters, or less
 MARGIN = 0.01  # of a loss: what counts as a small difference where no noise is known
 
 
@@ -69,7 +70,7 @@ class Savings:
 
 @dataclass
 class Cheapest:
-    """The trial with the fewest trainable parameters among those that are hardly worse than the winner."""
+    """A trial with fewer trainable parameters than the winner."""
 
     name: str
     trainable_params: float
@@ -94,7 +95,8 @@ class Answer:
     finalists: list[Seeds] = field(default_factory=list)
     leads: list[Lead] = field(default_factory=list)
     confirming: tuple[int, int] = (0, 0)
-    cheapest: Cheapest | None = None
+    cheapest: Cheapest | None = None  # of those that are hardly worse, the one with the fewest parameters
+    smaller: Cheapest | None = None  # where there is none: the best of those that are much smaller, by its own seed
     test: Test = field(default_factory=Test)
     adapter: str | None = None
     command: str | None = None
@@ -123,6 +125,7 @@ def compute(study: Study) -> Answer:
     answer.winner, *answer.runners_up = _contenders(study)
     answer.gains = gains(study, answer.winner.loss)
     answer.cheapest = _cheapest(study, answer)
+    answer.smaller = None if answer.cheapest else _smaller(study, best)
     answer.test = _test(study, best)
     answer.adapter, answer.command = adapter_folder(study, best), generate_command(study, best)
     return answer
@@ -195,6 +198,15 @@ def _cheapest(study: Study, answer: Answer) -> Cheapest | None:
         return None
     name = min(smaller, key=lambda each: (smaller[each], near[each]))
     return Cheapest(name, smaller[name], own, near[name])
+
+
+def _smaller(study: Study, best: TrialRecord) -> Cheapest | None:
+    size, own = best.metrics.get("trainable_params"), value(best)
+    for trial in study.eligible:  # best first
+        less, loss = trial.metrics.get("trainable_params"), value(trial)
+        if size and less and own is not None and loss is not None and less <= MUCH_SMALLER * size and loss > own:
+            return Cheapest(trial.name, less, size, loss - own)
+    return None
 
 
 def relative(nats: float, reference: float) -> float:

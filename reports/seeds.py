@@ -20,13 +20,11 @@ class Seeds:
     failed: int = 0
     mean: float = field(init=False)
     sd: float | None = field(init=False)  # of the sample; None for a single loss
-    mean_of_others: float | None = field(init=False)  # without its own seed, by which the search picked it
 
     def __post_init__(self) -> None:
         losses = list(self.losses.values())
         self.mean = fmean(losses)
         self.sd = stdev(losses) if len(losses) > 1 else None
-        self.mean_of_others = fmean(losses[1:]) if len(losses) > 1 else None
 
     @property
     def n(self) -> int:

@@ -1,10 +1,10 @@
 """The report's sentences. Each number in them comes from a computed object; nothing is decided here."""
 
-from reports.answer import MARGIN, Answer, Gain
+from reports.answer import MARGIN, Answer, Gain, Test
 from reports.health import Health
 from reports.samples import Samples
 from reports.seeds import RULE, Lead, Seeds
-from reports.wording import NOTHING, listed, loss, percent, plural, ppl, signed
+from reports.wording import NOTHING, amount, count, listed, loss, percent, plural, ppl, signed
 
 OVER = {"base": "the base model", "default": "the default settings"}
 
@@ -86,7 +86,7 @@ def confirmation(answer: Answer) -> list[str]:
     if answer.finalists:
         winner, *others = answer.finalists
         leads = map(_lead, answer.leads, others)
-        return [_spread(winner) + _without_own(winner), *leads, _kept(answer), *_own_seed(answer)]
+        return [f"{_spread(winner)}.", *leads, _kept(answer), *_own_seed(answer)]
     done, planned = answer.confirming
     if done < planned:
         return [f"{done} of {planned} trainings with other seeds have ended: nothing is confirmed yet."]
@@ -130,13 +130,6 @@ def _spread(seeds: Seeds) -> str:
     return f"Its losses spread by {loss(seeds.sd)} (standard deviation, n = {seeds.n}{failed})"
 
 
-def _without_own(seeds: Seeds) -> str:
-    """What the mean is without the loss that the search has picked the lowest of."""
-    if seeds.mean_of_others is None:
-        return "."
-    return f"; without its own seed, by which the search picked it, their mean is {loss(seeds.mean_of_others)}."
-
-
 def _lead(lead: Lead, other: Seeds) -> str:
     failed = f", {plural(other.failed, 'repeat')} failed" if other.failed else ""
     spread = "" if other.sd is None else f", standard deviation {loss(other.sd)}"
@@ -176,13 +169,21 @@ def judged(lead: Lead | None) -> str:
 
 
 def _cheapest(answer: Answer) -> list[str]:
-    """The trial that is hardly worse and costs less."""
+    """The trial that is hardly worse and costs less, or one that is worse and costs much less."""
     found = answer.cheapest
     if found is None:
-        return []
+        return _smaller(answer)
     within = "within the noise" if answer.finalists else f"within {percent(100 * MARGIN)} of its loss"
     size = f"{found.trainable_params:,.0f} trainable parameters, against {found.winners_params:,.0f}"
     return [f"The smallest {within} is {found.name}: {size}, and a loss higher by {loss(found.behind)}."]
+
+
+def _smaller(answer: Answer) -> list[str]:
+    found = answer.smaller
+    if found is None:
+        return []
+    size = f"{amount(found.trainable_params)} of {count(found.winners_params)} parameters"
+    return [f"Smaller, but worse: {found.name} ({size}, {signed(found.behind)} with its own seed)."]
 
 
 def _also(answer: Answer) -> list[str]:
@@ -210,7 +211,17 @@ def test_set(answer: Answer) -> str:
         later = answer.state != "complete"
         return "The test set is scored at the end." if later else "The winner was not scored on the test set."
     told = [_beside(gain) for gain in test.gains]
-    return f"On the test set: {loss(test.loss)}" + (f", {listed(told)}." if told else ".")
+    return " ".join(
+        [f"On the test set: {', '.join([loss(test.loss), *([listed(told)] if told else [])])}.", *_lower(test)]
+    )
+
+
+def _lower(test: Test) -> list[str]:
+    """The trials that would have won there."""
+    assert test.loss is not None
+    found = [f"{name} ({loss(own)})" for name, own in test.losses.items() if own < test.loss and name not in OVER]
+    are = "is" if len(found) == 1 else "are"
+    return [f"{listed(found)} {are} lower there; the winner was chosen on the validation rows."] if found else []
 
 
 def _beside(gain: Gain) -> str:

@@ -47,8 +47,7 @@ def test_sentences_quote_mean_spread_and_noise(make_study):
     assert sentences.headline(found) == "trial-0008 wins with a mean validation loss of 1.8125 over 4 seeds"
     over, rule = "over 4 pairs of the same seed, ahead in", "95 % interval of Student's paired t-test"
     assert sentences.confirmation(found) == [
-        "Its losses spread by 0.0510 (standard deviation, n = 4); without its own seed, by which the search picked it, "
-        "their mean is 1.8125.",
+        "Its losses spread by 0.0510 (standard deviation, n = 4).",
         "Its lead over trial-0003 (mean 2.0000, standard deviation 0.2041, n = 4) is 0.1875 ± 0.3348 "
         f"{over} 3: within the noise ({rule}).",
         "Its lead over trial-0005 (mean 2.3750, standard deviation 0.3385, n = 4) is 0.5625 ± 0.5325 "
@@ -83,10 +82,7 @@ def test_a_single_finalist_has_spread_and_no_lead(make_study):
     found = answer.compute(load(folder))
     assert (found.winner.loss, found.leads, found.runners_up) == (2.0, [], [])
     said = sentences.body(found)
-    assert said[2] == (
-        "Its losses spread by 0.2500 (standard deviation, n = 3); without its own seed, by which the search picked it, "
-        "their mean is 2.1250."
-    )
+    assert said[2] == "Its losses spread by 0.2500 (standard deviation, n = 3)."
     assert not any("no runner-up" in sentence for sentence in said)
 
 
@@ -131,6 +127,19 @@ def test_the_cheapest_within_the_noise(make_study):
     folder = repeated(make_study, REPEATS | {8: [1.75, 1.8125]}, name="failing")
     write_repeat(folder, 8, 3, None, state="failed")
     assert sized(folder, {8: 400, 3: 800}).cheapest is None  # it comes after the winner for what failed
+
+
+def test_one_that_is_smaller_but_worse(make_study):
+    """trial-0005 has 1.875 with its own seed, the winner 1.8125; trial-0003 is within the noise, but larger."""
+    sizes = {number: 28_320_768 for number in range(10)}
+    found = sized(repeated(make_study), sizes | {5: 651_264, 9: 400, 8: 28_320_769})
+    assert (found.cheapest.name, found.smaller) == ("trial-0003", None)
+    found = sized(repeated(make_study, name="noise"), sizes | {5: 651_264, 9: 400})
+    assert found.smaller == answer.Cheapest("trial-0005", 651_264, 28_320_768, 0.0625)
+    said = "Smaller, but worse: trial-0005 (651,264 of 28.3M parameters, +0.0625 with its own seed)."
+    assert said in sentences.body(found)
+    found = sized(repeated(make_study, name="alike"), sizes | {5: 14_160_385})
+    assert found.smaller is None and not any("Smaller" in each for each in sentences.body(found))
 
 
 def test_a_finalist_with_its_own_loss_only(make_study):
@@ -193,3 +202,6 @@ def test_the_test_set_decides_nothing(make_study):
     after = scored(folder, {"base": 0.5, "default": 0.5, "trial-0003": 0.1, "trial-0005": 0.1, "trial-0008": 9.0})
     assert (after.winner, after.runners_up, after.leads) == (before.winner, before.runners_up, before.leads)
     assert after.test.loss == 9.0
+    assert sentences.test_set(after).endswith(
+        " trial-0003 (0.1000) and trial-0005 (0.1000) are lower there; the winner was chosen on the validation rows."
+    )
