@@ -21,20 +21,25 @@ def importance(content: Content) -> str:
     method = f"{found.method} over {plural(found.completed, 'completed trial')}:"
     what = f"how much each setting separates the best {found.best} from all of them; shares add up to 1."
     outside = f"{plural(found.left_out, 'trial')} outside the present space left out." if found.left_out else ""
+    pruned = content.answer.counts.pruned
+    stopped = f"{plural(pruned, 'pruned trial')} {'is' if pruned == 1 else 'are'} not counted." if pruned else ""
     sometimes = f"Not every trial has {listed(found.not_everywhere)}: left out." if found.not_everywhere else ""
-    return " ".join(part for part in (method, what, outside, sometimes, found.caution) if part)
+    return " ".join(part for part in (method, what, stopped, outside, sometimes, found.caution) if part)
 
 
 def heatmap(found: Heatmap) -> str:
     cells = sum(map(len, found.cells))
+    star = " ★ marks the winner's cell." if any(cell.winner for row in found.cells for cell in row) else ""
     return (
         f"Median of best_val_loss over {plural(found.total, 'completed trial')}, and how many (n) lie in "
-        f"each cell; {found.empty} of {plural(cells, 'cell')} without one (hatched). ★ marks the winner's cell."
+        f"each cell; {found.empty} of {plural(cells, 'cell')} without one (hatched).{star}"
     )
 
 
 def slices(content: Content) -> str:
-    return f"The completed trials by each of {plural(len(content.slices.each), 'searched setting')} that varied."
+    shown = content.slices.each
+    lacking = " Trials without a setting are not drawn there." if len({len(each.points) for each in shown}) > 1 else ""
+    return f"The completed trials by each of {plural(len(shown), 'searched setting')} that varied.{lacking}"
 
 
 def parallel(content: Content) -> str:

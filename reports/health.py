@@ -12,7 +12,7 @@ from reports.edges import Edge, edges
 from reports.finding import Finding
 from reports.heatmap import has_rank, rank_of, rate_of
 from reports.reproduce import RESUMED
-from reports.study import Study, has_axis, setting, value
+from reports.study import Study, conditional_keys, has_axis, setting, value
 from reports.wording import amount, listed, loss, percent, plural
 from reports.wording import setting as written
 
@@ -86,9 +86,10 @@ def few_trials(study: Study) -> list[Finding]:
     axes, completed = len(importance.compared(study)), len(study.completed)
     if axes < 2 or completed >= importance.HINT_BELOW:
         return []
+    over = f"the {axes} axes that all trials have" if conditional_keys(study) else f"{axes} axes"
     told = (
-        f"{plural(completed, 'trial')} completed over {axes} axes. Below {importance.HINT_BELOW} the order of the "
-        "settings' importance is a hint, not a finding."
+        f"{plural(completed, 'trial')} completed over {over}. Below {importance.HINT_BELOW} the order of "
+        "the settings' importance is a hint, not a finding."
     )
     return [Finding("too few trials", told, {"completed": completed, "axes": axes, "needed": importance.HINT_BELOW})]
 

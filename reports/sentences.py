@@ -211,9 +211,8 @@ def test_set(answer: Answer) -> str:
         later = answer.state != "complete"
         return "The test set is scored at the end." if later else "The winner was not scored on the test set."
     told = [_beside(gain) for gain in test.gains]
-    return " ".join(
-        [f"On the test set: {', '.join([loss(test.loss), *([listed(told)] if told else [])])}.", *_lower(test)]
-    )
+    beside = f", {listed(told)}" if told else ""
+    return " ".join([f"On the test set: {loss(test.loss)}{beside}.", *_lower(test)])
 
 
 def _lower(test: Test) -> list[str]:

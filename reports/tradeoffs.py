@@ -13,6 +13,7 @@ COSTS = {
     "peak_memory_gb": "peak memory (GB)",
     "train_seconds": "training time (s)",
 }
+SHARED = ("peak_memory_gb", "train_seconds")  # by all trials that are trained at a time
 
 
 @dataclass
@@ -47,9 +48,13 @@ class Tradeoffs:
     def caption(self) -> str:
         fronts = ", ".join(f"{plural(len(found.front), 'trial')} by {COSTS[found.cost]}" for found in self.each)
         same = f" Not drawn, as all trials have the same: {', '.join(COSTS[cost] for cost in self.same)}."
-        return f"Joined: trials that none beats in both loss and cost ({fronts}). ★ marks the winner." + (
-            same if self.same else ""
-        )
+        told = f"Joined: trials that none beats in both loss and cost ({fronts}). ★ marks the winner."
+        shared = " Memory and time are those of all trials trained together." if self.has_shared else ""
+        return told + shared + (same if self.same else "")
+
+    @property
+    def has_shared(self) -> bool:
+        return any(found.cost in SHARED for found in self.each)
 
 
 def compute(study: Study) -> Tradeoffs:

@@ -5,7 +5,8 @@ import math
 import pytest
 
 from lora_core.records import load_study, load_trial, save_study, save_trial
-from reports import edges, health, slices
+from reports import captions, edges, health, slices
+from reports.content import compute
 from reports.study import load
 from tests.reports.helpers import AXES, RANK, RATE, RATIO
 
@@ -111,3 +112,17 @@ def test_nothing_is_said_of_a_rank_that_the_winner_does_not_have(methods):
     assert RANK not in [each.key for each in edges.edges(methods)]
     methods.record.config["search"]["when"] = {}
     assert RANK in [each.key for each in edges.edges(methods)]
+
+
+def test_captions_say_what_is_not_counted(methods):
+    assert "over the 2 axes that all trials have" in health.few_trials(methods)[0].text
+    told = captions.captions(compute(methods))
+    assert "Trials without a setting are not drawn there." in told["slices"]
+    assert "★" not in told["heatmap"], "the winner has no rank"
+
+
+def test_captions_of_trials_that_have_every_setting(study_folder):
+    told = captions.captions(compute(load(study_folder)))
+    assert "1 pruned trial is not counted." in told["importance"]
+    assert "★ marks the winner's cell." in told["heatmap"] and "without a setting" not in told["slices"]
+    assert "over 3 axes." in health.few_trials(load(study_folder))[0].text

@@ -39,6 +39,14 @@ def test_an_equal_cost_and_a_higher_loss_is_beaten(priced):
     assert beaten == {"trial-0000", "trial-0001", "trial-0006", "trial-0008", "trial-0009"}
 
 
+def test_what_trials_share_is_said_where_it_is_drawn(priced):
+    assert "trained together" not in tradeoffs.compute(load(priced)).caption
+    record = load_trial(priced / "trial-0003")
+    record.metrics["train_seconds"] = 30.0
+    save_trial(priced / record.name, record)
+    assert "Memory and time are those of all trials trained together." in tradeoffs.compute(load(priced)).caption
+
+
 def test_the_panel_draws_them_apart(priced):
     (panel,) = tradeoffs.panels(tradeoffs.compute(load(priced)), "trial-0003")
     beaten, best, winner = panel.series
