@@ -28,6 +28,11 @@ class Member:
     params: dict[str, Any]  # of the winner, by short name
     curve: list[tuple[float, float]]  # of the winner, by step
 
+    @property
+    def seeds(self) -> int:
+        """How many the winner's loss is the mean of."""
+        return self.answer.finalists[0].n if self.answer.finalists else 1
+
 
 @dataclass
 class Reached:

@@ -19,6 +19,8 @@ def body(found: Comparison) -> list[str]:
     if found.unlike:
         return [*told, f"The losses cannot be compared: the studies differ in {listed(found.unlike)}."]
     told += [_behind(found.ranked[0], other) for other in found.ranked[1:]]
+    if len({member.seeds == 1 for member in found.ranked}) > 1:
+        told.append("A loss of one seed, the lowest of many trials, tends to be too low beside a mean over several.")
     if found.lead:
         told.append(f"The lead over {found.ranked[1].study} is {verdict(found.lead)}.")
     elif len(found.ranked) > 1:
@@ -29,8 +31,7 @@ def body(found: Comparison) -> list[str]:
 def _told(member: Member) -> str:
     winner = member.answer.winner
     assert winner is not None  # only those with a winner are ranked
-    over = f" over {plural(member.answer.finalists[0].n, 'seed')}" if member.answer.finalists else ""
-    return f"{loss(winner.loss)}{over} ({winner.name})"
+    return f"{loss(winner.loss)} over {plural(member.seeds, 'seed')} ({winner.name})"
 
 
 def _partial(member: Member) -> str:
@@ -70,6 +71,7 @@ def _column(member: Member) -> dict[str, str]:
         "optimizer steps": f"{member.best[-1].steps:,}" if member.best else NOTHING,
         "winner": told.winner.name if told.winner else NOTHING,
         "loss": loss(told.winner.loss) if told.winner else NOTHING,
+        "seeds": str(member.seeds) if told.winner else NOTHING,
         "settings": settings(member.params, {}) or NOTHING,
         "gain over base": signed(base.nats if base else None),
         "gain over default": signed(default.nats if default else None),

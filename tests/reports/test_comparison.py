@@ -54,9 +54,9 @@ def test_only_what_differs_is_listed(found):
 
 
 def test_the_sentences(found):
-    assert comparison_sentences.headline(found) == "long has the lowest loss, 1.7500 (trial-0003)"
+    assert comparison_sentences.headline(found) == "long has the lowest loss, 1.7500 over 1 seed (trial-0003)"
     assert comparison_sentences.body(found) == [
-        "short is 0.1250 nats per token behind (7.14 %): 1.8750 (trial-0001).",
+        "short is 0.1250 nats per token behind (7.14 %): 1.8750 over 1 seed (trial-0001).",
         "The winners share no seeds to compare them by, so whether the lead is noise is not known.",
         "After 2 trials, the most that all have, the best so far: short 1.8750 and long 2.0000.",
         "After 80 optimizer steps, the most that all have, the best so far: short 1.8750 and long 2.0000.",
@@ -90,6 +90,20 @@ def test_winners_with_several_seeds_are_tested_against_each_other(make_study):
     save_study(two, record)
     found = comparison.compute([load(one), load(two)])
     assert found.lead is None and "share no seeds" in comparison_sentences.body(found)[1]
+
+
+def test_a_single_seed_is_told_from_a_mean(make_study):
+    confirm = {"config": {"search": {"confirm": {"k": 1, "repeats": 2}}}}
+    one, several = make_study("one", trials=SHORT, n_trials=2), make_study("several", trials=SHORT, **confirm)
+    for repeat in (1, 2):
+        write_repeat(several, 1, repeat, 2.25)
+    found = comparison.compute([load(one), load(several)])
+    assert comparison_sentences.headline(found) == "one has the lowest loss, 1.8750 over 1 seed (trial-0001)"
+    told = comparison_sentences.body(found)
+    assert told[0].endswith("behind (13.33 %): 2.1250 over 3 seeds (trial-0001).") and "tends to be too low" in told[1]
+    assert comparison_sentences.rows(found)["seeds"] == ["1", "3"]
+    alike = comparison.compute([load(several), load(several)])
+    assert not any("too low" in each for each in comparison_sentences.body(alike))
 
 
 def test_a_study_without_a_winner_is_no_obstacle(make_study):
