@@ -38,7 +38,7 @@ def heatmap(found: Heatmap) -> str:
 
 def slices(content: Content) -> str:
     shown = content.slices.each
-    lacking = " Trials without a setting are not drawn there." if len({len(each.points) for each in shown}) > 1 else ""
+    lacking = " Trials without a setting are not drawn there." if content.slices.some_lack else ""
     return f"The completed trials by each of {plural(len(shown), 'searched setting')} that varied.{lacking}"
 
 
@@ -46,7 +46,10 @@ def parallel(content: Content) -> str:
     found = content.slices
     if len(found.each) < 2:
         return found.why_not or "Not drawn: only one searched setting varied."
-    return "Each line is a completed trial; each setting goes from its lowest value at the bottom to its highest."
+    ends = " A line ends where its trial lacks a setting." if found.some_lack else ""
+    return (
+        f"Each line is a completed trial; each setting goes from its lowest value at the bottom to its highest.{ends}"
+    )
 
 
 def learning(content: Content) -> str:

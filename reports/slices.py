@@ -62,6 +62,11 @@ class Slices:
     each: list[Slice] = field(default_factory=list)
     why_not: str | None = None
 
+    @property
+    def some_lack(self) -> bool:
+        """Whether not every trial has every setting."""
+        return len({len(each.points) for each in self.each}) > 1
+
 
 def rates(study: Study) -> Rates:
     if len({rate_of(trial) for trial in study.completed}) < 3:

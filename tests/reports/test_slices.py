@@ -1,4 +1,4 @@
-"""The loss by one setting, by learning rate at each rank, and through all settings."""
+"""The loss by one setting, by learning rate of each rank or method, and through all settings."""
 
 import math
 
@@ -118,11 +118,12 @@ def test_captions_say_what_is_not_counted(methods):
     assert "over the 2 axes that all trials have" in health.few_trials(methods)[0].text
     told = captions.captions(compute(methods))
     assert "Trials without a setting are not drawn there." in told["slices"]
+    assert "A line ends where its trial lacks a setting." in told["parallel"]
     assert "★" not in told["heatmap"], "the winner has no rank"
 
 
 def test_captions_of_trials_that_have_every_setting(study_folder):
     told = captions.captions(compute(load(study_folder)))
     assert "1 pruned trial is not counted." in told["importance"]
-    assert "★ marks the winner's cell." in told["heatmap"] and "without a setting" not in told["slices"]
+    assert "★ marks the winner's cell." in told["heatmap"] and "a setting" not in told["slices"] + told["parallel"]
     assert "over 3 axes." in health.few_trials(load(study_folder))[0].text
