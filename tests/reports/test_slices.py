@@ -3,10 +3,12 @@
 import math
 
 import pytest
+from matplotlib.figure import Figure
 
 from lora_core.records import load_study, load_trial, save_study, save_trial
-from reports import captions, edges, health, slices
+from reports import captions, edges, health, panels_png, slices
 from reports.content import compute
+from reports.panels import Panel, Series
 from reports.study import load
 from tests.reports.helpers import AXES, RANK, RATE, RATIO
 
@@ -127,3 +129,10 @@ def test_captions_of_trials_that_have_every_setting(study_folder):
     assert "1 pruned trial is not counted." in told["importance"]
     assert "★ marks the winner's cell." in told["heatmap"] and "a setting" not in told["slices"] + told["parallel"]
     assert "over 3 axes." in health.few_trials(load(study_folder))[0].text
+
+
+@pytest.mark.parametrize(("low", "shown"), [(1e-4, [1e-4, 2e-4, 5e-4, 1e-3]), (1e-6, [1e-6, 1e-5, 1e-4, 1e-3])])
+def test_rates_on_a_log_scale_have_room(low, shown):
+    axes = Figure().add_subplot()
+    panels_png._draw(axes, Panel("rate", "loss", [Series("completed", [low, 1e-3], [1.0, 2.0], "trial")], log_x=True))
+    assert [at for at in axes.get_xticks() if 0.99 * low < at < 1.01e-3] == pytest.approx(shown)
