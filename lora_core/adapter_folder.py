@@ -81,9 +81,24 @@ def read(path: str, named: str | None = None) -> Stored:
         raise UserError(f"{named} holds values that are not finite.")
     theirs = peft.is_peft(tensors)
     try:
-        return Stored(peft.from_peft(tensors) if theirs else tensors, config, theirs)
+        tensors = peft.from_peft(tensors) if theirs else tensors
+        _check_pairs(tensors)
     except UserError as error:
         raise UserError(f"{named}: {error}") from None
+    return Stored(tensors, config, theirs)
+
+
+def _check_pairs(tensors: dict[str, np.ndarray]) -> None:
+    """Raises UserError unless each A has its B, of the same rank."""
+    if not tensors:
+        raise UserError("there are no weights in it.")
+    for layer in sorted({name.rpartition(".lora_")[0] for name in tensors if name.endswith((".lora_a", ".lora_b"))}):
+        a, b = tensors.get(f"{layer}.lora_a"), tensors.get(f"{layer}.lora_b")
+        if a is None or b is None:
+            raise UserError(f"{layer} has one of lora_a and lora_b, expected both.")
+        known = a.ndim == b.ndim and a.ndim in (2, 3)  # of experts they are [E, r, in] and [E, out, r]
+        if not known or a.shape[1] != b.shape[0 if a.ndim == 2 else 2]:
+            raise UserError(f"{layer} has lora_a {list(a.shape)} and lora_b {list(b.shape)}, which share no rank.")
 
 
 def check_base(config: dict[str, Any], fingerprint: str | None, named: str) -> None:
@@ -106,11 +121,16 @@ def _file(path: Path, named: str) -> Path:
 
 def _config(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        config = json.loads(path.read_text())
     except FileNotFoundError:
         return {}
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: not valid JSON ({error.msg}).") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not text in UTF-8 ({error.reason} at byte {error.start}).") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path} holds {json.dumps(config)[:40]}, expected settings in {{…}}.")
+    return config
 
 
 def _array(stored: dict[str, Any]) -> np.ndarray:

@@ -97,6 +97,7 @@ def _index(folder: Path) -> Index | None:
 
 def _restored(slot: Slot, folder: Path, index: Index) -> dict[int, State]:
     arrays: Any = mx.load(str(folder / index.file))
+    slot.looked = index.host["step"]  # of checkpoints that do not say: they were made after evaluations
     for name, value in index.host.items():
         setattr(slot, name, ABSENT[name] if value is None else tuple(value) if name == "mark" else value)
     parts: dict[str, dict[int, Weights]] = {part: {} for part in (*PARTS, "best")}

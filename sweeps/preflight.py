@@ -50,7 +50,7 @@ def _remove(file: Path) -> None:
 def trial_config(config: SweepConfig) -> dict:
     """A trial's own configuration: in a search each trial has its own adapter folder, and only the winner is
     merged."""
-    values = {**config.to_dict(), "adapter_path": None, "fuse": False}
+    values = {**config.to_dict(), "adapter_path": None, "fuse": False, "fuse_quantization": None}
     return TrainConfig.from_dict(values).to_dict()
 
 

@@ -20,7 +20,9 @@ from sweeps.space import Job
 from sweeps.study_folder import contents
 
 # They change a loss by chance alone, or not at all.
-IRRELEVANT = ("seed", "adapter_path", "fuse", "trainer.slots", "trainer.memory_fraction")
+IRRELEVANT = (
+    "seed", "adapter_path", "fuse", "fuse_quantization", "keep_state", "trainer.slots", "trainer.memory_fraction",
+)  # fmt: skip
 
 
 def warm_start(job: Job, record: StudyRecord, output_dir: Path) -> tuple[list[FrozenTrial], list[str]]:

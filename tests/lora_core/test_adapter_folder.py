@@ -10,7 +10,10 @@ import pytest
 from lora_core.adapter_folder import check_base, read, save_adapter
 from lora_core.errors import UserError
 
-TENSORS = {"layers.0.q.lora_a": np.array([[0.5, -2.0]], np.float32)}
+TENSORS = {
+    "layers.0.q.lora_a": np.array([[0.5, -2.0]], np.float32),
+    "layers.0.q.lora_b": np.array([[1.0], [3.0]], np.float32),
+}
 
 
 def test_a_changed_file_is_refused(tmp_path: Path) -> None:
@@ -46,3 +49,40 @@ def test_another_base_is_refused() -> None:
         check_base(mine, "aa", "x")
     with pytest.raises(UserError, match=r"x was trained on another base model: their/model .*aa, here bb"):
         check_base(config, "bb", "x")
+
+
+SOUND = {"x.lora_a": (6, 4), "x.lora_b": (4, 5)}
+
+
+@pytest.mark.parametrize(
+    ("shapes", "said"),
+    [
+        ({}, "there are no weights in it"),
+        ({"x.lora_a": (6, 4)}, "x has one of lora_a and lora_b, expected both"),
+        ({"x.lora_b": (4, 5)}, "x has one of lora_a and lora_b, expected both"),
+        (SOUND | {"x.lora_b": (3, 5)}, r"lora_a \[6, 4\] and lora_b \[3, 5\], which share no rank"),
+        (SOUND | {"x.lora_a": (6,)}, "which share no rank"),
+        ({"x.lora_a": (2, 4, 6), "x.lora_b": (2, 5, 3)}, "which share no rank"),
+    ],
+    ids=str,
+)
+def test_halves_of_adapters_are_refused(tmp_path: Path, shapes: dict, said: str) -> None:
+    file = tmp_path / "adapters.safetensors"
+    mx.save_safetensors(str(file), {name: mx.ones(shape) for name, shape in shapes.items()})
+    with pytest.raises(UserError, match=said):
+        read(str(file))
+
+
+@pytest.mark.parametrize("shapes", [SOUND, {"x.lora_a": (2, 4, 6), "x.lora_b": (2, 5, 4)}, {"x.weight": (6,)}], ids=str)
+def test_whole_ones_are_not(tmp_path: Path, shapes: dict) -> None:
+    file = tmp_path / "adapters.safetensors"
+    mx.save_safetensors(str(file), {name: mx.ones(shape) for name, shape in shapes.items()})
+    assert {name: tensor.shape for name, tensor in read(str(file)).tensors.items()} == shapes
+
+
+@pytest.mark.parametrize("content", [b"null", b"[]", b'"sha256"', b"\xff\xfe", b"{"])
+def test_a_configuration_that_is_none_is_refused(tmp_path: Path, content: bytes) -> None:
+    mx.save_safetensors(str(tmp_path / "adapters.safetensors"), {n: mx.ones(shape) for n, shape in SOUND.items()})
+    (tmp_path / "adapter_config.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"adapter_config\.json"):
+        read(str(tmp_path))

@@ -187,6 +187,17 @@ def test_twenty_steps_are_ten_and_ten_more(tmp_path, settings) -> None:
     assert kept / (Path(half.folder) / "adapters" / "adapters.safetensors").stat().st_size == pytest.approx(4, rel=0.1)
 
 
+def test_an_older_state_is_not_evaluated_again(tmp_path) -> None:
+    half, more = new_spec(tmp_path, "half", keep_state=True), new_spec(tmp_path, "more", iters=9)
+    run(new_engine(), half)
+    index = json.loads((Path(half.folder) / CHECKPOINT).read_text())
+    del index["host"]["looked"]
+    (Path(half.folder) / CHECKPOINT).write_text(json.dumps(index))
+    more.goes_on_from = half.folder
+    run(new_engine(), more)
+    assert [step for step, *_ in losses(more)] == [0, 3, 6, 9]
+
+
 def test_one_that_ran_out_of_patience_goes_on(tmp_path) -> None:
     wild = {"iters": 30, "eval_every": 1, "learning_rate": 0.5, "schedule": "constant", "warmup": 0.0, "patience": 1}
     half, more = new_spec(tmp_path, "half", keep_state=True, **wild), new_spec(tmp_path, "more", **wild)

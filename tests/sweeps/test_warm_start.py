@@ -54,6 +54,10 @@ def test_a_search(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     assert [trial.number for trial in told] == [0, 1, 2] and len(place.trials("warm")) == 3
     rates = [[t.params["optimizer.learning_rate"] for t in place.trials(name)] for name in ("cold", "warm")]
     assert set(rates[0]).isdisjoint(rates[1])
+    # What is kept, and what becomes of the winner, changes no loss.
+    unlike = "keep_state=true", "fuse=true", "fuse_quantization=8bit", "study=kept"
+    assert quick(place, *settings, *unlike, "search.warm_start=[old]", "lora_parameters.rank=2") == 0
+    assert line in capsys.readouterr().out
     # Other studies to learn from would be another search.
     assert quick(place, *settings, "study=warm", "lora_parameters.rank=2") == 2
     assert 'search.warm_start: ["old"] → []' in capsys.readouterr().err
