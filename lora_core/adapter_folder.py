@@ -32,9 +32,11 @@ class Stored:
         """What mlx_lm needs to know of it; raises UserError if it cannot be told."""
         if not self.config:
             raise UserError(f"It has no {CONFIG} beside it, which tells what multiplies B·A.")
-        if not self.is_peft:
-            return self.config
-        return peft.mlx_config(self.config, dict.fromkeys(name.rpartition(".")[0] for name in self.tensors))
+        if self.is_peft:
+            return peft.mlx_config(self.config, dict.fromkeys(name.rpartition(".")[0] for name in self.tensors))
+        if self.config.get("fine_tune_type") != "full":
+            _check_parameters(self.config.get("lora_parameters"), self.tensors)
+        return self.config
 
 
 def save_adapter(folder: Path, tensors: peft.Tensors, config: dict[str, Any]) -> str:
@@ -99,6 +101,17 @@ def _check_pairs(tensors: dict[str, np.ndarray]) -> None:
         known = a.ndim == b.ndim and a.ndim in (2, 3)  # of experts they are [E, r, in] and [E, out, r]
         if not known or a.shape[1] != b.shape[0 if a.ndim == 2 else 2]:
             raise UserError(f"{layer} has lora_a {list(a.shape)} and lora_b {list(b.shape)}, which share no rank.")
+
+
+def _check_parameters(lora: Any, tensors: dict[str, np.ndarray]) -> None:
+    """Raises UserError unless `lora_parameters` has a scale, and the rank that the weights have."""
+    known = lora if isinstance(lora, dict) else {}
+    if not isinstance(known.get("scale"), int | float):
+        raise UserError(f"Its {CONFIG} has no lora_parameters.scale that is a number.")
+    ranks = {tensor.shape[1] for name, tensor in tensors.items() if name.endswith(".lora_a")}
+    if ranks - {known.get("rank")}:
+        found = ", ".join(map(str, sorted(ranks)))
+        raise UserError(f"Its {CONFIG} has lora_parameters.rank {known.get('rank')}, its weights rank {found}.")
 
 
 def check_base(config: dict[str, Any], fingerprint: str | None, named: str) -> None:

@@ -40,6 +40,8 @@ def to_peft(tensors: Tensors, config: Config, base: str) -> tuple[Tensors, Confi
             f"{len(experts)} matrices belong to layers of experts ({experts[0]}), which transformers holds "
             "otherwise.\nFor PEFT, leave those layers out by lora_parameters.keys."
         )
+    if unknown := sorted(name for name in tensors if name.rpartition(".")[2] not in SIDES):
+        raise UserError(f"{unknown[0]} is no part of an adapter, which has {', '.join(SIDES)}.")
     modules = list(dict.fromkeys(name.rpartition(".")[0] for name in tensors))
     rslora = lora.get("scaling") == "alpha_over_sqrt_r"
     alpha = lora["scale"] * (math.sqrt(lora["rank"]) if rslora else lora["rank"])

@@ -93,10 +93,7 @@ def _multiplier(stored: Stored, train_type: str, named: str) -> float:
     kind = config.get("fine_tune_type", "lora")
     if kind == "full" or (kind, train_type) == ("dora", "lora"):
         raise UserError(f"{named} was made by train_type={kind}, which train_type={train_type} has no form of.")
-    try:
-        return float(config["lora_parameters"]["scale"])
-    except (KeyError, TypeError, ValueError):
-        raise UserError(f"{named}: its adapter_config.json has no lora_parameters.scale that is a number.") from None
+    return float(config["lora_parameters"]["scale"])
 
 
 def _fresh(site: Site, draw: Draw, dora: bool) -> Weights:

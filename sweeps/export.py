@@ -32,6 +32,8 @@ def main(argv: list[str]) -> int:
         lines = _to_peft(stored, out) if given.format == "peft" else _to_mlx(stored, out)
     except UserError as error:
         raise UserError(f"{found.name}: {error}") from None
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error.strerror}.") from None
     print("\n  ".join([f"{found.name} for {given.format}: {out}", *lines]))
     return 0
 

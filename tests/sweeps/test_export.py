@@ -94,3 +94,31 @@ def test_an_adapter_that_was_changed(place: Place, capsys: pytest.CaptureFixture
         assert not (place.root / "no").exists()
     finally:
         file.write_text(before)
+
+
+@pytest.mark.parametrize("form", ["peft", "mlx"])
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"lora_parameters": None}, "has no lora_parameters.scale that is a number"),
+        ({"lora_parameters": {"rank": 4, "scale": "x"}}, "has no lora_parameters.scale that is a number"),
+        ({"lora_parameters": {"rank": None, "scale": 2.0}}, "has lora_parameters.rank None, its weights rank 4"),
+        ({"lora_parameters": {"rank": 8, "scale": 2.0}}, "has lora_parameters.rank 8, its weights rank 4"),
+    ],
+    ids=str,
+)
+def test_settings_that_do_not_tell(
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str, changes: dict, said: str
+) -> None:
+    adapter = tmp_path / "adapter"
+    shutil.copytree(place.folder("train/one") / "adapters", adapter, ignore=shutil.ignore_patterns("peft", "fused"))
+    file = adapter / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    assert export(place, str(adapter), "--format", form, "--out", str(tmp_path / "out")) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_place_that_cannot_be(place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert export(place, "train/one", "--format", "peft", "--out", str(tmp_path / "file" / "out")) == 2
+    assert "cannot be written: Not a directory" in capsys.readouterr().err
