@@ -4,7 +4,7 @@ and rank do not move it."""
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 
 import mlx.core as mx
 
@@ -41,20 +41,24 @@ def _mask(shape: tuple[int, ...]) -> Callable[[mx.array, mx.array], mx.array]:
         return draws < _by_slot(keep, draws.ndim)
 
     if backend.is_cuda() and math.prod(shape) % 2 == 0:
-        return partial(_on_cuda, shape, mx.array([math.prod(shape) // 2], dtype=mx.uint32))
+        return _on_cuda(shape)
     return mx.compile(kept)
 
 
-def _on_cuda(shape: tuple[int, ...], half: mx.array, keys: mx.array, keep: mx.array) -> mx.array:
-    """The same masks in one kernel. MLX's own has neighbouring threads write for different keys, byte by byte, which
-    made a step of 32 slots with dropout last three times as long as one without."""
-    threads = 256, 1, 1
-    places = -(-half.item() // threads[0]) * threads[0]
-    (mask,) = _kernel()(
-        inputs=[keys, keep, half], template=[], grid=(places, len(keys), 1), threadgroup=threads,
-        output_shapes=[(len(keys), *shape)], output_dtypes=[mx.bool_],
-    )  # fmt: skip
-    return mask
+def _on_cuda(shape: tuple[int, ...]) -> Callable[[mx.array, mx.array], mx.array]:
+    """What draws the same masks in one kernel. MLX's own has neighbouring threads write for different keys, byte by
+    byte, which made a step of 32 slots with dropout last three times as long as one without."""
+    half, threads = math.prod(shape) // 2, (256, 1, 1)
+    places, given = -(-half // threads[0]) * threads[0], mx.array([half], dtype=mx.uint32)
+
+    def kept(keys: mx.array, keep: mx.array) -> mx.array:
+        (mask,) = _kernel()(
+            inputs=[keys, keep, given], template=[], grid=(places, len(keys), 1), threadgroup=threads,
+            output_shapes=[(len(keys), *shape)], output_dtypes=[mx.bool_],
+        )  # fmt: skip
+        return mask
+
+    return kept
 
 
 @cache

@@ -178,15 +178,14 @@ class Engine:
 
     def _evaluate_waiting(self) -> None:
         """Evaluates those that no other of their pack, with evaluations as often, is still to catch up with."""
-        together: dict[tuple[AnyPack, int], list[tuple[Slot, AnyPack, Feed]]] = {}
-        for entry in self.running:
-            together.setdefault((entry[1], entry[0].config.trainer.eval_every), []).append(entry)
-        for (pack, _), entries in together.items():
-            if all(slot.waits for slot, *_ in entries):
-                there = [slot for slot in pack.slots if any(slot is each for each, *_ in entries)]
-                self._evaluate(there, pack, entries[0][2])
-                self._finish_ended(entries)
-                self._watch.lap()
+        for pack, feed in {pack: feed for _, pack, feed in self.running}.items():
+            for interval in {slot.config.trainer.eval_every for slot in pack.slots}:
+                due = [slot for slot in pack.slots if slot.config.trainer.eval_every == interval]
+                if all(slot.waits for slot in due):
+                    self.listen()  # what the steps took is not the evaluation's
+                    self._evaluate(due, pack, feed)
+                    self._finish_ended([(slot, pack, feed) for slot in due])
+                    self._watch.lap()
 
     def save(self) -> None:
         """Writes a checkpoint of every running trial, for another engine to go on from."""

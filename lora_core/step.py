@@ -80,7 +80,7 @@ class Computation:
         gradient that is not finite, and such a slot keeps the adapters it had.
         """
 
-        def objective(weights: list[Weights], rows: Rows, dropouts: Any) -> tuple[mx.array, mx.array]:
+        def objective(weights: list[Weights], rows: Rows, dropouts: list[Dropout] | None) -> tuple[mx.array, mx.array]:
             hidden = self.hidden(sites, traits, weights, lengths, dropouts, rows)
             losses = self.losses_with_gradient(hidden, rows.targets.reshape(-1))
             mean = (losses.reshape(rows.targets.shape) * (rows.weights / tokens)).sum(axis=1)

@@ -187,18 +187,17 @@ def _check_study(config: SweepConfig) -> None:
 
 def _check_own_folders(config: SweepConfig) -> None:
     """What one machine has trained must get to the others."""
-    server = config.tracking.uri.startswith(("http://", "https://"))
-    for holds, key, found, wanted in (
-        (config.cluster.name == "local", "cluster.name", config.cluster.name, "local"),
-        (
-            config.storage.startswith("postgresql"),
-            "storage",
-            config.storage,
-            "PostgreSQL, postgresql+psycopg://…,",
-        ),
-        (server, "tracking.uri", config.tracking.uri, "an MLflow server, http://…,"),
-    ):
-        _require(holds, key, found, f"{wanted} with cluster.shared_folder=false")
+    cluster, storage, uri = config.cluster, config.storage, config.tracking.uri
+    only = "with cluster.shared_folder=false"
+    _require(cluster.name == "local", "cluster.name", cluster.name, f"local {only}")
+    _require(is_shared(storage), "storage", storage, f"PostgreSQL, postgresql+psycopg://…, {only}")
+    is_server = uri.startswith(("http://", "https://"))
+    _require(is_server, "tracking.uri", uri, f"an MLflow server, http://…, {only}")
+
+
+def is_shared(storage: str) -> bool:
+    """Whether several machines may work on one study in the storage at this address."""
+    return storage.startswith("postgresql")
 
 
 def check_store(uri: str) -> None:

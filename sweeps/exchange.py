@@ -18,10 +18,10 @@ from lora_core import disk
 from lora_core.errors import UserError
 from lora_core.records import StudyRecord, load_trial, save_trial
 from sweeps.connect import FAILURES, check_server, first_line, public
-from sweeps.standing import has_ended
+from sweeps.standing import has_ended, shares_folder
 from sweeps.store import Store
 from sweeps.study import Study, trial_name
-from sweeps.study_folder import check_own_folder, shares_folder
+from sweeps.study_folder import check_own_folder
 from sweeps.study_run import open_study_run
 from sweeps.trouble import Trouble
 

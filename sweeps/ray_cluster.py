@@ -9,10 +9,9 @@ from typing import Any
 from lora_core import backend
 from lora_core.errors import UserError, first_line
 from sweeps import interrupts
-from sweeps.config import ClusterConfig, study_name
+from sweeps.config import ClusterConfig, is_shared, study_name
 from sweeps.requests import ask_to_stop, forget_requests
 from sweeps.space import Job
-from sweeps.storage import is_shared
 
 GRACE = 120.0  # seconds for what workers are writing when the search is interrupted
 

@@ -12,7 +12,7 @@ from reports.constraints import constraints_of
 from sweeps import interrupts, ray_cluster
 from sweeps.client import Bug, DiskFull, OutOfMemory, Worker, WorkerDied
 from sweeps.closing import Closing
-from sweeps.config import study_name
+from sweeps.config import is_shared, study_name
 from sweeps.display import Display
 from sweeps.exchange import Exchange, SharedFolder, exchange_for
 from sweeps.members import members
@@ -27,7 +27,7 @@ from sweeps.protocol import Ready, Setup
 from sweeps.requests import forget_requests, read_request
 from sweeps.slots import measure, slots_line
 from sweeps.space import Job, cap_num_layers
-from sweeps.storage import is_shared, opening_shared
+from sweeps.storage import opening_shared
 from sweeps.study import Study
 from sweeps.study_folder import (
     LOG,

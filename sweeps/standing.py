@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from lora_core.records import CHECKPOINT, TrialRecord, load_metrics, load_study, load_trial, load_trials
+from lora_core.records import CHECKPOINT, StudyRecord, TrialRecord, load_metrics, load_study, load_trial, load_trials
 from reports.at_work import at_work
 from reports.study import Study
 
@@ -84,6 +84,11 @@ def standing(folder: Path) -> Standing:
     curves = {trial.name: load_metrics(places[trial.name]) for trial in trials if trial.state == "running"}
     saved = {name for name in curves if (places[name] / CHECKPOINT).exists()}
     return Standing(folder, record, trials, curves, at_work(folder), saved)
+
+
+def shares_folder(record: StudyRecord) -> bool:
+    """Whether all machines at work on the study write to one folder."""
+    return record.config["cluster"].get("shared_folder", True)
 
 
 def has_ended(folder: Path) -> bool:

@@ -10,7 +10,7 @@ from lora_core.records import StudyRecord, load_trial
 from reports.command import study_folder
 from reports.wording import loss
 from sweeps.requests import ask_to_stop, forget_requests
-from sweeps.standing import Standing, has_ended, standing
+from sweeps.standing import Standing, has_ended, shares_folder, standing
 
 PATIENCE = 600.0  # seconds
 LOOK = 0.2  # seconds between two looks
@@ -53,7 +53,7 @@ def _check_running(found: Standing, name: str) -> None:
 
 def _running(folder: Path, record: StudyRecord) -> Callable[[], list[str]]:
     """Tells the running trials of the search; those of machines that do not share this folder are in the database."""
-    if record.config["cluster"].get("shared_folder", True):
+    if shares_folder(record):
         return lambda: [trial.name for trial in standing(folder).running if trial.role == "trial"]
     import optuna
 

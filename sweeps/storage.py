@@ -8,16 +8,12 @@ import optuna
 import sqlalchemy
 
 from lora_core.errors import UserError
+from sweeps.config import is_shared
 from sweeps.connect import first_line, public
 from sweeps.crew import turn
 
 OPENING = 600  # seconds that the opening of a study may take
 SQLITE_TIMEOUT = 60  # seconds to wait for a locked database
-
-
-def is_shared(url: str) -> bool:
-    """Whether several machines may work on one study in the storage at `url`."""
-    return url.startswith("postgresql")
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from lora_core.records import TrialRecord
 from reports.constraints import ALIASES, Constraint, parse
 from sweeps.axes import Axis, storable
 from sweeps.conditions import conditions_of, parents_first, present
-from sweeps.config import SweepConfig
+from sweeps.config import SweepConfig, is_shared
 from sweeps.connect import alone, sqlite_file
 from sweeps.crew import Crew, Solo, turn
 from sweeps.fingerprint import differences, fingerprint, identity
@@ -22,7 +22,7 @@ from sweeps.patience import patient
 from sweeps.pruners import make_pruner
 from sweeps.requests import StopRequest
 from sweeps.samplers import DistinctSampler, exhausted
-from sweeps.storage import is_shared, open_storage
+from sweeps.storage import open_storage
 
 PROCESS = "process"  # the attribute of a trial that says who runs it
 RUN = "run"  # the attribute of a study that names its run in MLflow

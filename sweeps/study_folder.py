@@ -25,6 +25,7 @@ from sweeps.environment import environment
 from sweeps.fingerprint import fingerprint, identity
 from sweeps.protocol import Ready
 from sweeps.space import Job
+from sweeps.standing import shares_folder
 from sweeps.study import Study, check_same, trial_name
 
 LOG = "worker.log"
@@ -142,11 +143,6 @@ def set_terms(study: Study, record: StudyRecord, folder: Path) -> None:
     save_study(folder, record)  # by which they see that the folder is the same
     terms = {"n_trials": study.n_trials, "created": record.created, "shared_folder": shares_folder(record)}
     study.optuna.set_user_attr(TERMS, terms)
-
-
-def shares_folder(record: StudyRecord) -> bool:
-    """Whether all machines at work on the study write to one folder."""
-    return record.config["cluster"].get("shared_folder", True)
 
 
 def check_own_folder(study: Study, record: StudyRecord, folder: Path) -> None:

@@ -14,15 +14,12 @@ from reports.study import Study, load, setting
 from reports.wording import plural
 from sweeps.axes import storable
 from sweeps.conditions import present
-from sweeps.fingerprint import differences, flat
+from sweeps.fingerprint import RUN_CONTROL, differences, flat, under
 from sweeps.preflight import trial_config
 from sweeps.space import Job
 from sweeps.study_folder import contents
 
-# They change a loss by chance alone, or not at all.
-IRRELEVANT = (
-    "seed", "adapter_path", "fuse", "fuse_quantization", "keep_state", "trainer.slots", "trainer.memory_fraction",
-)  # fmt: skip
+IRRELEVANT = ("seed", *RUN_CONTROL)  # they change a loss by chance alone, or not at all
 
 
 def warm_start(job: Job, record: StudyRecord, output_dir: Path) -> tuple[list[FrozenTrial], list[str]]:
@@ -70,7 +67,7 @@ def _unlike(job: Job, trial: TrialRecord) -> list[str]:
 
 
 def _relevant(config: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in flat(config).items() if key not in IRRELEVANT}
+    return {key: value for key, value in flat(config).items() if not under(key, IRRELEVANT)}
 
 
 def _why_none(job: Job, study: Study) -> str:
