@@ -9,7 +9,6 @@ come sorted by expert, so that slots cannot be told apart: such a model is train
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -18,8 +17,11 @@ import numpy as np
 from mlx.utils import tree_unflatten
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
+from lora_core import backend
 from lora_core.config import LoraParameters
-from lora_core.dropout import Dropout
+from lora_core.dropout import Dropout, kept_of
+from lora_core.fused import fused
+from lora_core.remade import Recipe, recipe_of
 
 LINEAR = (nn.Linear, nn.QuantizedLinear)
 EXPERTS = (SwitchLinear, QuantizedSwitchLinear)
@@ -43,15 +45,15 @@ class Active:
         inner = (self.down or Down([self]))(x, self)
         if self.gain is not None:
             return _scaled(self, bias)(inner, self.b, self.gain, y)
-        return _sum(y, self.dropped_output(_up(inner, self.b)).reshape(y.shape))
+        return _added(self)(inner, self.b, y)
 
     def dropped_input(self, x: mx.array) -> mx.array:
         """The input of ΔW, dropped where dropout is on it."""
         return self.dropout(x) if self.dropout and self.drop_input else x
 
-    def dropped_output(self, delta: mx.array) -> mx.array:
-        """ΔW·x, dropped where dropout is on it."""
-        return self.dropout(delta) if self.dropout and not self.drop_input else delta
+    def kept(self, shape: tuple[int, ...]) -> tuple[mx.array | None, mx.array | None]:
+        """What dropout on ΔW·x, of this shape, keeps, and its share; None: all."""
+        return self.dropout.parts(shape) if self.dropout and not self.drop_input else (None, None)
 
     @property
     def learned(self) -> Weights:
@@ -71,7 +73,8 @@ class Down:
         """x·A [K, b·T, r] of one of the layers."""
         if self._x is not x:
             a = [each.a for each in self.actives]
-            self._x, self._made = x, _down(self.actives)(x, mx.concatenate(a, axis=-1) if len(a) > 1 else a[0])
+            down = _down(self.actives, recipe_of(x))
+            self._x, self._made = x, down(x, mx.concatenate(a, axis=-1) if len(a) > 1 else a[0])
         return next(made for each, made in zip(self.actives, self._made, strict=True) if each is active)
 
 
@@ -148,7 +151,7 @@ class ExpertLora(StackedLora):
 
         rows = active.dropped_input(x.astype(active.a.dtype)[None])[0]
         delta = through(through(rows, active.a), active.b)
-        return _sum(y, active.dropped_output(delta[None])[0])
+        return (y + kept_of(delta[None], *active.kept((1, *delta.shape)))[0]).astype(y.dtype)
 
     def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         experts, outputs, inputs = (
@@ -157,13 +160,13 @@ class ExpertLora(StackedLora):
         return (experts, inputs, 1), (experts, 1, outputs)
 
 
-def _down(actives: Sequence[Active]) -> Callable[[mx.array, mx.array], Sequence[mx.array]]:
+def _down(actives: Sequence[Active], recipe: Recipe | None) -> Callable[[mx.array, mx.array], Sequence[mx.array]]:
     """x·A by layer and slot, for x [K·b, T, in] and the A of all layers side by side, with a gradient that needs
     little memory.
 
     Autograd would keep a copy of x in the adapters' dtype. MLX would also leave the gradients of all A and B to the
     end of the backward pass, and keep for them what the layers above have long done with: so the gradient to x,
-    without which no layer below can go on, waits for them.
+    without which no layer below can go on, waits for them. An x that is cheap to make again is not kept.
     """
     first = actives[0]
 
@@ -178,6 +181,7 @@ def _down(actives: Sequence[Active]) -> Callable[[mx.array, mx.array], Sequence[
     def down_vjp(primals: Any, cotangents: Any, _: Any) -> Any:
         x, a = primals
         inner = mx.concatenate(cotangents, axis=-1) if len(actives) > 1 else cotangents[0]
+        x = recipe.follow(inner) if recipe else x
         grad_a, grad_x = rows_of(x, a).swapaxes(1, 2) @ inner, inner @ a.swapaxes(1, 2)
         grad_x = first.dropped_input(grad_x).astype(x.dtype).reshape(x.shape)
         return mx.depends([grad_x], [grad_a])[0], grad_a
@@ -185,54 +189,87 @@ def _down(actives: Sequence[Active]) -> Callable[[mx.array, mx.array], Sequence[
     return down
 
 
-@mx.custom_function
-def _up(inner: mx.array, b: mx.array) -> mx.array:
-    """(x·A)·B by slot; as for A, what goes further down waits for the gradient of B."""
-    return inner @ b
+def _added(active: Active) -> Callable[..., mx.array]:
+    """y + ΔW·x by slot, from x·A, s·B and y = W·x; as for A, what goes further down waits for the gradient of B."""
 
+    @mx.custom_function
+    def added(inner: mx.array, b: mx.array, y: mx.array) -> mx.array:
+        plain = _by_slot(y, b)
+        mask, keep = active.kept(plain.shape)
+        if mask is not None:
+            changed = fused(_sum_of_kept, [plain, inner @ b, mask, keep], [y.dtype])[0]
+        elif inner.dtype == y.dtype and not backend.is_cpu():
+            changed = mx.addmm(plain, inner, b)
+        else:
+            changed = plain + (inner @ b).astype(y.dtype)
+        return changed.reshape(y.shape)
 
-@_up.vjp
-def _up_vjp(primals: Any, cotangent: mx.array, _: Any) -> tuple[mx.array, mx.array]:
-    inner, b = primals
-    grad_b = inner.swapaxes(1, 2) @ cotangent
-    return mx.depends([cotangent @ b.swapaxes(1, 2)], [grad_b])[0], grad_b
+    @added.vjp
+    def added_vjp(primals: Any, cotangent: mx.array, _: Any) -> tuple[mx.array, ...]:
+        inner, b, _ = primals
+        above = _by_slot(cotangent, b)
+        mask, keep = active.kept(above.shape)
+        above = above.astype(inner.dtype) if mask is None else fused(_kept, [above, mask, keep], [inner.dtype])[0]
+        grad_b = inner.swapaxes(1, 2) @ above
+        return mx.depends([above @ b.swapaxes(1, 2)], [grad_b])[0], grad_b, cotangent
+
+    return added
 
 
 def _scaled(active: Active, bias: mx.array | None) -> Callable[..., mx.array]:
     """gain·(W + ΔW)·x + bias by slot, from x·A, s·B, the gain and y = W·x + bias. What is added to y is exactly zero
     where B is and the gain is 1. ΔW·x is made again for the gradient."""
 
-    def parts(inner: mx.array, b: mx.array, y: mx.array) -> tuple[mx.array, mx.array]:
-        """ΔW·x and W·x, [K, n, out]."""
-        delta = inner @ b
-        plain = (y if bias is None else y - bias).reshape(delta.shape).astype(delta.dtype)
-        return active.dropped_output(delta), plain
+    def others(gain: mx.array, shape: tuple[int, ...]) -> list[mx.array | None]:
+        return [gain[:, None], None if bias is None else bias[None, None], *active.kept(shape)]
 
     @mx.custom_function
     def scaled(inner: mx.array, b: mx.array, gain: mx.array, y: mx.array) -> mx.array:
-        delta, plain = parts(inner, b, y)
-        gain = gain[:, None].astype(delta.dtype)
-        return _sum(y, (gain * delta + (gain - 1) * plain).reshape(y.shape))
+        whole = _by_slot(y, b)
+        return fused(_scaled_sum, [whole, inner @ b, *others(gain, whole.shape)], [y.dtype])[0].reshape(y.shape)
 
     @scaled.vjp
     def scaled_vjp(primals: Any, cotangent: mx.array, _: Any) -> tuple[mx.array, ...]:
         inner, b, gain, y = primals
-        delta, plain = parts(inner, b, y)
-        above = cotangent.reshape(delta.shape).astype(delta.dtype)
-        grad_gain = (above * (delta + plain)).sum(axis=1).astype(gain.dtype)
-        above = above * gain[:, None].astype(delta.dtype)
-        grad_y = above.astype(y.dtype).reshape(y.shape)
-        above = active.dropped_output(above)
-        grad_b = inner.swapaxes(1, 2) @ above
-        grad_inner, grad_y = mx.depends([above @ b.swapaxes(1, 2), grad_y], [grad_b, grad_gain])
+        whole, above = _by_slot(y, b), _by_slot(cotangent, b)
+        above, grad_y, by_row = fused(
+            _scaled_gradients, [whole, inner @ b, above, *others(gain, whole.shape)], [inner.dtype, y.dtype, gain.dtype]
+        )
+        grad_gain, grad_b = by_row.sum(axis=1), inner.swapaxes(1, 2) @ above
+        grad_inner, grad_y = mx.depends([above @ b.swapaxes(1, 2), grad_y.reshape(y.shape)], [grad_b, grad_gain])
         return grad_inner, grad_b, grad_gain, grad_y
 
     return scaled
 
 
-@partial(mx.compile, shapeless=True)
-def _sum(y: mx.array, delta: mx.array) -> mx.array:
-    return y + delta.astype(y.dtype)
+def _by_slot(rows: mx.array, b: mx.array) -> mx.array:
+    """[K·b, T, out] → [K, b·T, out]."""
+    return rows.reshape(len(b), -1, rows.shape[-1])
+
+
+def _kept(values: Any, mask: Any, keep: Any) -> tuple[Any]:
+    return (kept_of(values, mask, keep),)
+
+
+def _sum_of_kept(y: Any, delta: Any, mask: Any, keep: Any) -> tuple[Any]:
+    return (y + kept_of(delta, mask, keep),)
+
+
+def _scaled_sum(y: Any, delta: Any, gain: Any, bias: Any, mask: Any, keep: Any) -> tuple[Any]:
+    return (y + (gain * kept_of(delta, mask, keep) + (gain - 1) * _without(bias, y)),)
+
+
+def _scaled_gradients(
+    y: Any, delta: Any, above: Any, gain: Any, bias: Any, mask: Any, keep: Any
+) -> tuple[Any, Any, Any]:
+    """To ΔW·x, to y, and to the gain by row."""
+    scaled = above * gain
+    by_row = above * (kept_of(delta, mask, keep) + _without(bias, y))
+    return kept_of(scaled, mask, keep), scaled, by_row
+
+
+def _without(bias: Any, y: Any) -> Any:
+    return y if bias is None else y - bias
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 CUDA_WHEELS = ("mlx-cuda-12", "mlx-cuda-13")
 CUDA_ENVIRONMENT = {
     # MLX hands work to the device in portions, many ahead, and memory is free only when a portion has been done.
-    # Smaller ones than its own (1,000 MB on an H100) halve the peak of a step and cost it few per cent.
-    "MLX_MAX_MB_PER_BUFFER": "200",
+    # Smaller ones than its own (1,000 MB on an H100) halve the peak of a step and cost it some per cent.
+    "MLX_MAX_MB_PER_BUFFER": "128",
     # It keeps the graphs of so many portions. A step of a deep pack has more than its own 400, and makes all anew.
     "MLX_CUDA_GRAPH_CACHE_SIZE": "4000",
 }

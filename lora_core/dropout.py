@@ -5,10 +5,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import mlx.core as mx
 
 from lora_core import backend
+from lora_core.fused import where
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,19 @@ class Dropout:
 
     def __call__(self, values: mx.array) -> mx.array:
         """values [K, …], some of them zero."""
-        mask = self.drawn(values.shape[1:]).mask if self.mask is None else self.mask
-        return mx.where(mask, values / _by_slot(self.keep, values.ndim).astype(values.dtype), 0)
+        mask, keep = self.parts(values.shape)
+        return kept_of(values, mask, keep.astype(values.dtype))
+
+    def parts(self, shape: Sequence[int]) -> tuple[mx.array, mx.array]:
+        """The mask for values [K, …] of this shape, and the share to keep, [K, 1, …]."""
+        drawn = self if self.mask is not None else self.drawn(shape[1:])
+        assert drawn.mask is not None
+        return drawn.mask, _by_slot(self.keep, len(shape))
+
+
+def kept_of(values: Any, mask: Any, keep: Any) -> Any:
+    """What is left of values, arrays or terms of a kernel; None as a mask: all."""
+    return values if mask is None else where(mask, values / keep, 0)
 
 
 @cache

@@ -12,12 +12,15 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from lora_core import remade
+
 
 class FrozenNorm(nn.RMSNorm):
     """Takes the class's place in a norm that is there already, so that names and weights stay what they are."""
 
     def __call__(self, x: mx.array) -> mx.array:
-        return _norm(self.eps)(x, self.weight)
+        norm = _norm(self.eps)
+        return remade.note(norm(x, self.weight), norm, x, self.weight)
 
 
 def freeze_norms(blocks: Sequence[nn.Module]) -> None:

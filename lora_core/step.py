@@ -5,7 +5,8 @@ a slot that diverges leaves the others' bits alone. Reductions are ordered so th
 not move a bit either.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
@@ -13,9 +14,11 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from lora_core import backend
 from lora_core.adapters import Active, ExpertLora, Site, Weights, activated
 from lora_core.dropout import Dropout
 from lora_core.head import Losses
+from lora_core.remade import noting, users_of_swiglu
 from lora_core.schedule import BETAS
 from lora_core.slot import Slot
 from lora_core.split import Split, StandIn, Whole
@@ -54,6 +57,8 @@ class Computation:
         self.split = split
         self.splits = not isinstance(split, Whole)
         self.losses_with_gradient, self.losses = losses
+        # A GPU makes again what is cheap; a CPU rather keeps it.
+        self._remaking = nullcontext if backend.is_cpu() else partial(noting, users_of_swiglu(split.blocks))
 
     def boundary(self, slot: Slot) -> int:
         """The lowest block that the slot's rows must run through at each step."""
@@ -95,7 +100,8 @@ class Computation:
             dropouts = None
             if traits.dropping:
                 dropouts = _dropouts(sites, traits, ready, slots["keep"], slots["keys"][part], rows)
-            (_, share), by_site = mx.value_and_grad(objective)(ready, rows, dropouts)
+            with nullcontext() if traits.checkpoint else self._remaking():
+                (_, share), by_site = mx.value_and_grad(objective)(ready, rows, dropouts)
             mean = mean + share
             gradients = added(gradients, _by_group(by_site, groups, slots["multiplier"]))
             if len(batches) > 1:
@@ -140,15 +146,18 @@ class Computation:
         blocks = list(self.split.blocks)
         for layer in {site.layer for site in sites}:
             own = [(site, active) for site, active in zip(sites, actives, strict=True) if site.layer == layer]
-            blocks[layer] = Checkpointed(blocks[layer], own)
+            blocks[layer] = Checkpointed(blocks[layer], own, self._remaking)
         return blocks
 
 
 class Checkpointed(StandIn):
     """A block whose activations are made again for its gradient (Chen et al. 2016) instead of kept."""
 
-    def __init__(self, block: Any, adapters: list[tuple[Site, Active]]) -> None:
+    def __init__(
+        self, block: Any, adapters: list[tuple[Site, Active]], remaking: Callable[[], AbstractContextManager[None]]
+    ) -> None:
         super().__init__(block)
+        self._remaking = remaking
         self._sites = [site for site, _ in adapters]
         self._actives = [active for _, active in adapters]
 
@@ -168,7 +177,8 @@ class Checkpointed(StandIn):
         @run.vjp
         def run_vjp(primals: Any, cotangent: Any, _: Any) -> Any:
             # Not before its gradient is asked for: mx.checkpoint lets MLX do it as early as it likes.
-            return tuple(mx.vjp(plain, mx.depends(list(primals), [cotangent]), [cotangent])[1])
+            with self._remaking():
+                return tuple(mx.vjp(plain, mx.depends(list(primals), [cotangent]), [cotangent])[1])
 
         return run(hidden, *[part for active in self._actives for part in active.learned])
 
