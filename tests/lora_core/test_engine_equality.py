@@ -32,6 +32,7 @@ SETTINGS = [
     {"train_type": "dora", "rank": 5, "dropout": 0.2},
     {"train_type": "dora", "rank": 20, "num_layers": 3, "dropout_on": "delta"},
     {"train_type": "dora", "rank": 4, "keys": ["self_attn.v_proj"], "grad_checkpoint": True},
+    {"train_type": "dora", "rank": 6, "keys": ["mlp.up_proj"]},
 ]
 ALL = range(len(SETTINGS))
 PAIR = [2, 6]  # two that share a pack and both have dropout
