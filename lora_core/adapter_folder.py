@@ -3,12 +3,13 @@
 import hashlib
 import json
 import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, deserialize
+from safetensors import SafetensorError, deserialize, safe_open
 from safetensors.numpy import save_file
 
 from lora_core import peft
@@ -21,7 +22,8 @@ DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.ui
 
 @dataclass(frozen=True)
 class Stored:
-    """`tensors` in mlx_lm's layout, float32. `config` is `adapter_config.json` as it is, or empty if there is none."""
+    """`tensors` in mlx_lm's layout, float32. `config` is `adapter_config.json`, or empty if there is none; PEFT's has
+    beside it what we have left with the weights of the base model."""
 
     tensors: peft.Tensors
     config: dict[str, Any]
@@ -32,33 +34,45 @@ class Stored:
         """What mlx_lm needs to know of it; raises UserError if it cannot be told."""
         if not self.config:
             raise UserError(f"It has no {CONFIG} beside it, which tells what multiplies B·A.")
-        if self.is_peft:
-            return peft.mlx_config(self.config, dict.fromkeys(name.rpartition(".")[0] for name in self.tensors))
-        if self.config.get("fine_tune_type") != "full":
-            _check_parameters(self.config.get("lora_parameters"), self.tensors)
-        return self.config
+        config = peft.mlx_config(self.config, self.modules) if self.is_peft else self.config
+        if config.get("fine_tune_type") != "full":
+            _check_parts(self.modules, self.tensors, config.get("fine_tune_type") == "dora")
+            _check_parameters(config.get("lora_parameters"), self.tensors)
+        return config
+
+    @property
+    def modules(self) -> list[str]:
+        """The names of the layers that it belongs to."""
+        return list(dict.fromkeys(name.rpartition(".")[0] for name in self.tensors))
 
 
 def save_adapter(folder: Path, tensors: peft.Tensors, config: dict[str, Any]) -> str:
     """Writes an adapter in mlx_lm's layout, and returns the sha256 of its weights, which the configuration keeps."""
-    return _save(folder / ADAPTER, tensors, config, "mlx")
+    return _save(folder / ADAPTER, tensors, config, {"format": "mlx"})
 
 
-def save_peft(folder: Path, tensors: peft.Tensors, config: dict[str, Any]) -> None:
-    """Writes an adapter in PEFT's layout."""
-    _save(folder / peft.FILE, tensors, config, "pt")
+def save_peft(folder: Path, tensors: peft.Tensors, config: dict[str, Any], base: str) -> None:
+    """Writes the same in PEFT's layout. Raises UserError as `to_peft` does, which says what `base` is."""
+    made, settings = peft.to_peft(tensors, config, base)
+    _save(folder / peft.FILE, made, settings, {"format": "pt", **_origin(config)})
 
 
-def _save(file: Path, tensors: peft.Tensors, config: dict[str, Any], form: str) -> str:
+def _origin(told: Mapping[str, Any]) -> dict[str, str]:
+    """What is told of the base model. PEFT warns of keys in its configuration that it does not know, and does not look
+    at the metadata of the weights."""
+    return {key: told[key] for key in peft.ORIGIN if told.get(key)}
+
+
+def _save(file: Path, tensors: peft.Tensors, config: dict[str, Any], metadata: dict[str, str]) -> str:
     """Both files, each whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
     beside = file.with_name(f"{file.name}.part.safetensors")
     try:
-        save_file(tensors, beside, metadata={"format": form})
+        save_file(tensors, beside, metadata=metadata)
         with beside.open("rb") as written:
             digest = hashlib.file_digest(written, "sha256").hexdigest()
             os.fsync(written.fileno())
-        known = {} if form == "pt" else {"sha256": digest}  # PEFT warns of keys that it does not know
+        known = {"sha256": digest} if metadata["format"] == "mlx" else {}
         write_json(file.parent / CONFIG, {**config, **known})
         os.replace(beside, file)
     finally:
@@ -77,6 +91,8 @@ def read(path: str, named: str | None = None) -> Stored:
         raise UserError(f"{named}: {file.name} is not the file that was saved: its sha256 is not that in {CONFIG}.")
     try:
         tensors = {name: _array(stored) for name, stored in deserialize(content)}
+        with safe_open(file, framework="numpy") as weights:
+            told = weights.metadata() or {}
     except (SafetensorError, KeyError) as error:
         raise UserError(f"{named} is not a safetensors file of floats: {error}") from None
     if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
@@ -87,7 +103,7 @@ def read(path: str, named: str | None = None) -> Stored:
         _check_pairs(tensors)
     except UserError as error:
         raise UserError(f"{named}: {error}") from None
-    return Stored(tensors, config, theirs)
+    return Stored(tensors, config | _origin(told) if theirs else config, theirs)
 
 
 def _check_pairs(tensors: dict[str, np.ndarray]) -> None:
@@ -101,6 +117,19 @@ def _check_pairs(tensors: dict[str, np.ndarray]) -> None:
         known = a.ndim == b.ndim and a.ndim in (2, 3)  # of experts they are [E, r, in] and [E, out, r]
         if not known or a.shape[1] != b.shape[0 if a.ndim == 2 else 2]:
             raise UserError(f"{layer} has lora_a {list(a.shape)} and lora_b {list(b.shape)}, which share no rank.")
+
+
+def _check_parts(modules: Iterable[str], tensors: dict[str, np.ndarray], dora: bool) -> None:
+    """Raises UserError unless the layers have the parts of an adapter: A and B, and with DoRA a length for each row."""
+    if unknown := sorted(name for name in tensors if name.rpartition(".")[2] not in peft.SIDES):
+        raise UserError(f"{unknown[0]} is no part of an adapter, which has {', '.join(peft.SIDES)}.")
+    for module in modules:
+        lengths, b = tensors.get(f"{module}.m"), tensors.get(f"{module}.lora_b", np.empty(0))
+        if dora and (lengths is None or lengths.shape != b.shape[-1:]):
+            found = "no m" if lengths is None else f"m {list(lengths.shape)}"
+            raise UserError(f"{module} has {found}, expected m {list(b.shape[-1:])} with DoRA.")
+        if not dora and lengths is not None:
+            raise UserError(f"{module} has m, which only DoRA has, and this is said to be LoRA.")
 
 
 def _check_parameters(lora: Any, tensors: dict[str, np.ndarray]) -> None:

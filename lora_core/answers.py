@@ -4,8 +4,10 @@ from collections.abc import Sequence
 
 from mlx_lm import generate
 from mlx_lm.tuner.utils import load_adapters
+from mlx_lm.utils import dequantize_model
 
 from lora_core.adapter_folder import check_base, read
+from lora_core.config import loads_in_mlx_lm
 from lora_core.models import Base
 
 
@@ -13,7 +15,10 @@ def answers(base: Base, adapter: str | None, prompts: list[str], max_tokens: int
     """The likeliest continuation of each prompt, as a chat where the tokenizer has a template for one. An adapter
     stays in `base`. Raises UserError if it cannot be trusted, or was trained on another base model."""
     if adapter is not None:
-        check_base(read(adapter).config, base.info.fingerprint, adapter)
+        config = read(adapter).config
+        check_base(config, base.info.fingerprint, adapter)
+        if not loads_in_mlx_lm(config.get("fine_tune_type", "lora"), base.info.bits):
+            dequantize_model(base.model)
         load_adapters(base.model, adapter)
     return continuations(base, [_tokens(base, each) for each in prompts], max_tokens)
 

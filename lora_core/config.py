@@ -21,6 +21,11 @@ GROUP_SIZES = {"affine": (32, 64, 128), "mxfp4": (32,)}
 SCHEDULES = ("cosine", "linear", "constant")
 
 
+def loads_in_mlx_lm(train_type: str, bits: int | None) -> bool:
+    """Whether mlx_lm can put such an adapter over so many bits: its DoRA takes those that divide 32 alone."""
+    return train_type != "dora" or bits is None or 32 % bits == 0
+
+
 @dataclass
 class ModelConfig:
     """`path`: a Hugging Face id, an MLX or HF folder, a .gguf file, `package:NAME` or `builtin:tiny`."""

@@ -15,7 +15,7 @@ import mlx.core as mx
 from lora_core import adapters, full
 from lora_core.adapter_files import adapter_config, load_adapter, named
 from lora_core.adapters import Site, Weights
-from lora_core.config import TrainConfig
+from lora_core.config import TrainConfig, loads_in_mlx_lm
 from lora_core.errors import UserError
 from lora_core.full import FullPack, Weight
 from lora_core.fuse import fuse, write_model
@@ -27,7 +27,6 @@ from lora_core.slot import adapts
 from lora_core.split import Split
 from lora_core.step import Computation
 
-UNEVEN = (3, 5, 6)  # bits, of which no whole number fills 32
 DORA_NOTE = "mlx_lm cannot load DoRA over 3, 5 or 6 bits: use the merged model, which fuse=true writes."
 
 Learned = dict[int, Weights]
@@ -50,7 +49,7 @@ class AdaptedLayers:
             raise UserError(
                 "train_type=dora: layers of experts take LoRA alone. Leave them out by lora_parameters.keys."
             )
-        return [DORA_NOTE] if self.base.info.bits in UNEVEN else []
+        return [] if loads_in_mlx_lm(config.train_type, self.base.info.bits) else [DORA_NOTE]
 
     def of(self, config: TrainConfig) -> list[Site]:
         """The layers that a trial adapts."""

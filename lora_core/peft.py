@@ -16,6 +16,7 @@ from lora_core.errors import UserError
 FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 SIDES = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight", "m": "lora_magnitude_vector"}  # mlx_lm's → PEFT's
+ORIGIN = ("model_path", "model_fingerprint")  # of the base model, in mlx_lm's configuration as we write it
 LAYER = re.compile(r"(?:.*?\.)??(?P<blocks>\w+)\.(?P<number>\d+)\.(?P<key>.+)")  # model.layers.3.self_attn.q_proj
 # What an adapter of PEFT may ask for, and mlx_lm has no word for.
 FOREIGN = (
@@ -40,8 +41,6 @@ def to_peft(tensors: Tensors, config: Config, base: str) -> tuple[Tensors, Confi
             f"{len(experts)} matrices belong to layers of experts ({experts[0]}), which transformers holds "
             "otherwise.\nFor PEFT, leave those layers out by lora_parameters.keys."
         )
-    if unknown := sorted(name for name in tensors if name.rpartition(".")[2] not in SIDES):
-        raise UserError(f"{unknown[0]} is no part of an adapter, which has {', '.join(SIDES)}.")
     modules = list(dict.fromkeys(name.rpartition(".")[0] for name in tensors))
     rslora = lora.get("scaling") == "alpha_over_sqrt_r"
     alpha = lora["scale"] * (math.sqrt(lora["rank"]) if rslora else lora["rank"])
@@ -113,6 +112,7 @@ def mlx_config(config: Config, modules: Iterable[str]) -> Config:
             "dropout_on": "input",
         },
         "model": config.get("base_model_name_or_path"),
+        **{key: config[key] for key in ORIGIN if key in config},
     }
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_core.config import TrainConfig
+from lora_core.config import TrainConfig, loads_in_mlx_lm
 from lora_core.records import StudyRecord, TrialRecord, load_metrics, load_study, load_trials
 from reports.constraints import broken, constraints_of
 from reports.seeds import Seeds, ranked
@@ -195,10 +195,16 @@ def adapter_folder(study: Study, trial: TrialRecord) -> str | None:
 
 
 def generate_command(study: Study, trial: TrialRecord) -> str | None:
-    """The stock mlx_lm command that answers with the trial's adapter."""
-    adapter = adapter_folder(study, trial)
-    model = study.record.model.get("folder") or study.record.model.get("path")
+    """The stock mlx_lm command that answers with the trial's adapter, or, where mlx_lm cannot load that, with the model
+    that it was merged into; None if there is neither."""
+    adapter, base = adapter_folder(study, trial), study.record.model
+    model = base.get("folder") or base.get("path")
     if not adapter or not model:
         return None
-    where = f"--model {shlex.quote(str(model))} --adapter-path {shlex.quote(adapter)}"
-    return typed(f'mlx_lm.generate {where} --prompt "…"')
+    words = ["mlx_lm.generate", "--model", str(model), "--adapter-path", adapter]
+    if not loads_in_mlx_lm(trial.config.get("train_type", "lora"), base.get("bits")):
+        merged = study.folder / "best" if study.record.kind == "search" else Path(adapter) / "fused"
+        if not study.record.config.get("fuse") or not merged.is_dir():
+            return None
+        words[2:] = [str(merged)]
+    return typed(f'{shlex.join(words)} --prompt "…"')

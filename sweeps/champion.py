@@ -5,6 +5,7 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
+from lora_core.config import loads_in_mlx_lm
 from lora_core.records import StudyRecord
 from reports.study import Study, adapter_folder
 from sweeps.store import Store  # before mlflow: it decides how that is imported
@@ -16,12 +17,15 @@ CODE = Path(__file__).with_name("champion_model.py")
 
 
 def register(store: Store, study: Study) -> None:
-    """Makes the winner the champion, unless it is already, or cannot be used: it lacks its adapter, run or model."""
+    """Makes the winner the champion, unless it is already, or cannot be used: it lacks its adapter, run or model, or
+    mlx_lm cannot load it."""
     best, record = study.winner, study.record
     adapter = adapter_folder(study, best) if best is not None else None
     if best is None or adapter is None or not Path(adapter).is_dir():
         return
     if best.name not in record.runs or "folder" not in record.model:
+        return
+    if not loads_in_mlx_lm(best.config["train_type"], record.model.get("bits")):
         return
     name, tags = registered_name(record.study), {"sweep.trial": best.name, "sha256": best.adapter_sha256 or ""}
     if _champion(store, name) == tags:

@@ -3,16 +3,15 @@
 import argparse
 import json
 import shlex
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
 
 from lora_core.adapter_folder import Stored, read, save_adapter, save_peft
+from lora_core.config import loads_in_mlx_lm
 from lora_core.errors import UserError
 from lora_core.models.sources import HUB_ID
-from lora_core.peft import to_peft
 from reports.wording import typed
 from sweeps.pick import Picked, pick
 
@@ -41,27 +40,43 @@ def main(argv: list[str]) -> int:
 def _check_adapter(stored: Stored, found: Picked) -> None:
     """Raises UserError for weights of the model itself, and says what they are good for as they are."""
     if stored.config.get("fine_tune_type") == "full":
-        base = shlex.join(["--model", str(stored.config.get("model")), "--adapter-path", str(found.folder)])
         raise UserError(
             f"{found.name} was trained with train_type=full: it has no adapter, but weights of the model itself.\n"
-            f"mlx_lm loads them as they are: {base}\n"
+            f"mlx_lm loads them as they are: {_answering(stored.config, found.folder)}\n"
             "transformers loads the merged model, which fuse=true writes."
         )
 
 
 def _to_mlx(stored: Stored, out: Path) -> list[str]:
-    config = stored.mlx_config
+    config, notes = stored.mlx_config, []
+    if "sha256" not in stored.config:  # else it is as it was when the model's own layers had it
+        notes = _layers_compared(stored, config, "mlx_lm")
     save_adapter(out, stored.tensors, config)
-    words = ["mlx_lm.generate", "--model", str(config.get("model")), "--adapter-path", str(out)]
-    return [typed(shlex.join(words)) + ' --prompt "…"']
+    return [_answering(config, out), *notes]
+
+
+def _answering(config: dict[str, Any], adapter: Path) -> str:
+    """The command by which mlx_lm answers with the adapter, or why there is none."""
+    bits = _bits(Path(str(config.get("model"))))
+    if not loads_in_mlx_lm(config.get("fine_tune_type", "lora"), bits):
+        return f"mlx_lm cannot load DoRA over the {bits} bits of its base model, but the merged one, by fuse=true."
+    words = ["mlx_lm.generate", "--model", str(config.get("model") or "MODEL"), "--adapter-path", str(adapter)]
+    return typed(shlex.join(words)) + ' --prompt "…"'
 
 
 def _to_peft(stored: Stored, out: Path) -> list[str]:
     config = stored.mlx_config
-    base = _hub_id(config) or str(config.get("model"))
-    tensors, made = to_peft(stored.tensors, config, base)
-    notes = _notes(config, base, {name.rpartition(".")[0] for name in stored.tensors})
-    save_peft(out, tensors, made)
+    folder = Path(str(config.get("model")))
+    base = _hub_id(config) or str(folder)
+    notes = _layers_compared(stored, config, "transformers")
+    lora = config["lora_parameters"]
+    if lora.get("dropout") and lora.get("dropout_on") == "delta":
+        notes.append(
+            "Trained with dropout on ΔW·x; PEFT, should it train on, drops entries of x. Answers are the same."
+        )
+    if base == str(folder) and _bits(folder):
+        notes.append("The base model is quantised in MLX's own way: give transformers its original.")
+    save_peft(out, stored.tensors, config, base)
     return [LOADED.format(base=base, folder=str(out)), *notes]
 
 
@@ -84,31 +99,44 @@ def _hub_id(config: dict[str, Any]) -> str | None:
     return path if HUB_ID.fullmatch(path) and not Path(path).exists() else None
 
 
-def _notes(config: dict[str, Any], base: str, modules: Iterable[str]) -> list[str]:
-    """What is worth knowing of the adapter in PEFT. Raises UserError if transformers has other names for its layers."""
-    lora, notes = config["lora_parameters"], []
-    if lora.get("dropout") and lora.get("dropout_on") == "delta":
-        notes.append(
-            "Trained with dropout on ΔW·x; PEFT, should it train on, drops entries of x. Answers are the same."
-        )
+def _layers_compared(stored: Stored, config: dict[str, Any], program: str) -> list[str]:
+    """Raises UserError if the base model lacks layers of the adapter, or has them in another width; a line to show if
+    that cannot be told. Layers of experts, which have no common names, are left to `to_peft` and mlx_lm."""
     folder = Path(str(config.get("model")))
-    known = _names_of(folder)
+    known = _shapes_of(folder)
     if not known:
-        notes.append(f"The base model is not at {folder}, so the names of its layers were not compared.")
-    elif unknown := sorted(module for module in modules if f"{module}.weight" not in known):
+        return [f"The base model is not at {folder}, so its layers were not compared."]
+    if unlike := sorted(each for each in stored.modules if not _fits(each, stored.tensors, known)):
         raise UserError(
-            f"{len(unknown)} layers are not in the files of its base model by these names ({unknown[0]}), "
-            "and so not in transformers either."
+            f"The files of its base model lack {len(unlike)} of its layers, or have them in other widths "
+            f"({unlike[0]}), and so does {program}."
         )
-    elif base == str(folder) and "quantization" in json.loads((folder / "config.json").read_text()):
-        notes.append("The base model is quantised in MLX's own way: give transformers its original.")
-    return notes
+    return []
 
 
-def _names_of(folder: Path) -> set[str]:
-    """The names of all tensors of the model in `folder`; none if there is no model."""
-    names: set[str] = set()
+def _fits(module: str, tensors: dict[str, Any], known: dict[str, list[int]]) -> bool:
+    """Whether the model's weight of this name is as wide as A and B are; in few bits its rows are packed."""
+    a, b = tensors[f"{module}.lora_a"], tensors[f"{module}.lora_b"]
+    if a.ndim > 2:
+        return True
+    inputs, outputs = a.shape[0], b.shape[1]
+    found = known.get(f"{module}.weight", [])
+    return found == [outputs, inputs] or (found[:1] == [outputs] and f"{module}.scales" in known)
+
+
+def _shapes_of(folder: Path) -> dict[str, list[int]]:
+    """Of all tensors of the model in `folder`; none if there is no model."""
+    shapes: dict[str, list[int]] = {}
     for file in folder.glob("model*.safetensors"):
         with safe_open(file, framework="numpy") as weights:
-            names.update(weights.keys())
-    return names
+            shapes.update({name: weights.get_slice(name).get_shape() for name in weights.keys()})  # noqa: SIM118
+    return shapes
+
+
+def _bits(folder: Path) -> int | None:
+    """Of the model in `folder`; None where it is not quantised, or not there."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except FileNotFoundError:
+        return None
+    return (config.get("quantization") or {}).get("bits")

@@ -30,9 +30,10 @@ def search_summary(folder: Path) -> tuple[str, bool]:
     if (folder / "report" / "report.html").exists():
         lines.append(f"Report  {near(folder / 'report' / 'report.html')}")
     lines += _mlflow(study.record)
-    if answer.command:
+    if answer.adapter is not None:
+        stock = [answer.command] if answer.command else []
         again = [command_on(study.record, folder, *words) for words in (("generate", "…"), ("report",))]
-        lines += _use(answer.command, *again)
+        lines += _use(*stock, *again)
     return "\n".join(lines), answer.winner is not None
 
 

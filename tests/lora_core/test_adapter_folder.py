@@ -1,6 +1,7 @@
 """What is read is what was saved, or it is refused."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import mlx.core as mx
@@ -78,6 +79,29 @@ def test_whole_ones_are_not(tmp_path: Path, shapes: dict) -> None:
     file = tmp_path / "adapters.safetensors"
     mx.save_safetensors(str(file), {name: mx.ones(shape) for name, shape in shapes.items()})
     assert {name: tensor.shape for name, tensor in read(str(file)).tensors.items()} == shapes
+
+
+LORA = {"fine_tune_type": "lora", "lora_parameters": {"rank": 4, "scale": 2.0}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "extra", "said"),
+    [
+        ("lora", {}, None),
+        ("dora", {"x.m": (5,)}, None),
+        ("dora", {}, r"x has no m, expected m \[5\] with DoRA"),
+        ("dora", {"x.m": (6,)}, r"x has m \[6\], expected m \[5\]"),
+        ("dora", {"x.m": (5,), "y.m": (5,)}, r"y has m \[5\], expected m \[0\]"),
+        ("lora", {"x.m": (5,)}, "x has m, which only DoRA has"),
+        ("lora", {"x.weight": (5, 6)}, "x.weight is no part of an adapter"),
+    ],
+    ids=str,
+)
+def test_layers_have_the_parts_of_their_method(tmp_path: Path, kind: str, extra: dict, said: str | None) -> None:
+    tensors = {name: np.ones(shape, np.float32) for name, shape in (SOUND | extra).items()}
+    save_adapter(tmp_path, tensors, {**LORA, "fine_tune_type": kind})
+    with nullcontext() if said is None else pytest.raises(UserError, match=said):
+        assert read(str(tmp_path)).mlx_config["fine_tune_type"] == kind
 
 
 @pytest.mark.parametrize("content", [b"null", b"[]", b'"sha256"', b"\xff\xfe", b"{"])

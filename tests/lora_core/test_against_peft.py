@@ -8,10 +8,12 @@ import mlx_lm
 import numpy as np
 import pytest
 
+from lora_core import models
 from lora_core.adapter_folder import read, save_peft
-from lora_core.peft import to_peft
+from lora_core.config import TrainConfig
+from lora_core.engine import Engine
 from tests.lora_core.conftest import MakeEngine, MakeSpec
-from tests.lora_core.helpers import run
+from tests.lora_core.helpers import demo, new_spec, run
 from tests.lora_core.test_peft import KINDS
 
 pytestmark = pytest.mark.peft
@@ -38,7 +40,7 @@ def test_logits_are_equal(make_engine: MakeEngine, make_spec: MakeSpec, tmp_path
     run(make_engine(), spec)
     ours = read(f"{spec.folder}/adapters")
     base = ours.config["model"]
-    save_peft(tmp_path / "peft", *to_peft(ours.tensors, ours.mlx_config, base))
+    save_peft(tmp_path / "peft", ours.tensors, ours.mlx_config, base)
 
     expected = np.array(mlx_lm.load(base, adapter_path=f"{spec.folder}/adapters")[0](mx.array(TOKENS)))
     assert np.abs(logits(base, tmp_path / "peft") - expected).max() < TOLERANCE
@@ -48,6 +50,24 @@ def test_logits_are_equal(make_engine: MakeEngine, make_spec: MakeSpec, tmp_path
     config = json.loads(file.read_text())
     file.write_text(json.dumps({**config, "lora_alpha": 2 * config["lora_alpha"]}))
     assert np.abs(logits(base, tmp_path / "peft") - expected).max() > 100 * TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("train_type", "bits"), [("lora", None), ("dora", None), ("full", None), ("lora", "4bit"), ("dora", "4bit")]
+)
+def test_merged_models_are_transformers_own(tmp_path: Path, train_type: str, bits: str | None) -> None:
+    from transformers import AutoTokenizer
+
+    engine = Engine(models.load("builtin:tiny", bits), demo(), 1)
+    spec = new_spec(tmp_path, "trial", train_type=train_type, eval_rows=6)
+    run(engine, spec)
+    engine.fuse(Path(spec.folder) / "adapters", TrainConfig.from_dict(spec.config), tmp_path / "merged")
+    stock, tokenizer = mlx_lm.load(str(tmp_path / "merged"))
+    expected = np.array(stock(mx.array(TOKENS)))
+    assert np.abs(logits(str(tmp_path / "merged"), None) - expected).max() < TOLERANCE
+    assert np.abs(np.array(engine.base.model(mx.array(TOKENS))) - expected).max() > 100 * TOLERANCE
+    theirs, chat = AutoTokenizer.from_pretrained(tmp_path / "merged"), [{"role": "user", "content": "Warm it up."}]
+    assert theirs.apply_chat_template(chat, tokenize=False) == tokenizer.apply_chat_template(chat, tokenize=False)
 
 
 def test_an_adapter_made_by_peft_is_read(tmp_path: Path) -> None:

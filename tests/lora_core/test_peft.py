@@ -1,5 +1,6 @@
 """PEFT's layout: there and back is the same adapter, and what has no counterpart is refused."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import mlx_lm
 import numpy as np
 import pytest
 
-from lora_core.adapter_folder import read, save_adapter, save_peft
+from lora_core.adapter_folder import check_base, read, save_adapter, save_peft
 from lora_core.errors import UserError
 from lora_core.peft import from_peft, mlx_config, to_peft
 from tests.lora_core.conftest import MakeEngine, MakeSpec
@@ -34,7 +35,7 @@ def test_there_and_back(make_engine: MakeEngine, make_spec: MakeSpec, tmp_path: 
     spec = make_spec(kind, rank=4, **KINDS[kind])
     run(make_engine(), spec)
     ours = read(f"{spec.folder}/adapters")
-    save_peft(tmp_path / "peft", *to_peft(ours.tensors, ours.mlx_config, "the base"))
+    save_peft(tmp_path / "peft", ours.tensors, ours.mlx_config, "the base")
     theirs = read(str(tmp_path / "peft"))
     assert theirs.is_peft and not ours.is_peft
     assert theirs.tensors.keys() == ours.tensors.keys()
@@ -56,7 +57,7 @@ def test_a_run_starts_from_peft(make_engine: MakeEngine, make_spec: MakeSpec, tm
     first = make_spec("first", rank=4)
     run(engine, first)
     ours = read(f"{first.folder}/adapters")
-    save_peft(tmp_path / "peft", *to_peft(ours.tensors, ours.mlx_config, "the base"))
+    save_peft(tmp_path / "peft", ours.tensors, ours.mlx_config, "the base")
     from_ours, from_theirs, anew = (
         make_spec("ours", rank=4, resume_adapter_file=f"{first.folder}/adapters"),
         make_spec("theirs", rank=4, resume_adapter_file=f"{tmp_path}/peft"),
@@ -84,6 +85,22 @@ def test_peft_has_no_form_of_experts() -> None:
     experts = {"model.layers.0.mlp.switch_mlp.up_proj.lora_a": np.ones((4, 2, 6), np.float32)}
     with pytest.raises(UserError, match="experts"):
         to_peft(experts, LORA, "b")
+
+
+def test_the_base_model_is_told_apart(tmp_path: Path) -> None:
+    """Also after the way to PEFT and back; what PEFT itself wrote says nothing of it."""
+    known = {"model_path": "their/model", "model_fingerprint": "aa"}
+    save_peft(tmp_path / "peft", layers("model.layers.2.mlp.up_proj"), LORA | known, "b")
+    assert not known.keys() & json.loads((tmp_path / "peft" / "adapter_config.json").read_text()).keys()
+    theirs = read(str(tmp_path / "peft"))
+    save_adapter(tmp_path / "mlx", theirs.tensors, theirs.mlx_config)
+    for name in ("peft", "mlx"):
+        config = read(str(tmp_path / name)).config
+        check_base(config, "aa", "x")
+        with pytest.raises(UserError, match=r"x was trained on another base model: their/model"):
+            check_base(config, "bb", "x")
+    save_peft(tmp_path / "other", layers("model.layers.2.mlp.up_proj"), LORA, "b")
+    check_base(read(str(tmp_path / "other")).config, "bb", "x")
 
 
 @pytest.mark.parametrize(

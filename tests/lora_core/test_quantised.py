@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lora_core import models
+from lora_core.answers import answers
 from lora_core.config import TrainConfig
 from lora_core.engine import Engine
 from lora_core.errors import UserError
@@ -85,6 +86,24 @@ def test_training_over_it_equals_training_dequantised(
     assert (quantised[0], dequantised[0]) == ("QuantizedLinear", "Linear")
     np.testing.assert_allclose(quantised[1], dequantised[1], rtol=1e-4)
     assert np.abs(whole[1] / dequantised[1] - 1).max() > 1e-3
+
+
+def test_it_answers_also_with_what_mlx_lm_cannot_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "_to_train_dtype", lambda *_: [])
+    base = models.load("builtin:tiny", "6bit")
+    engine, spec = Engine(base, demo(), 1), new_spec(tmp_path, "trial", train_type="dora", eval_rows=6)
+    run(engine, spec)
+    adapter, config = Path(spec.folder) / "adapters", TrainConfig.from_dict(spec.config)
+    engine.fuse(adapter, config, tmp_path / "merged")
+    with_it, merged, plain = (
+        answers(base, path, ["7+1="], 8)
+        for base, path in (
+            (models.load(base.info.folder), str(adapter)),
+            (models.load(str(tmp_path / "merged")), None),
+            (models.load(base.info.folder), None),
+        )
+    )
+    assert with_it == merged != plain
 
 
 @pytest.mark.parametrize("train_type", ["lora", "dora"])

@@ -13,7 +13,6 @@ from lora_core.adapters import Draw, Site, Weights, initial
 from lora_core.config import TrainConfig
 from lora_core.engine import Engine
 from lora_core.errors import UserError
-from lora_core.peft import to_peft
 from lora_core.records import load_trial
 from lora_core.resume import Start, resized
 from lora_core.trial import TrialSpec
@@ -138,8 +137,8 @@ def test_another_multiplier_keeps_the_change(
 
 def test_the_multiplier_of_peft_is_understood(engine: Engine, saved: dict, tmp_path: Path) -> None:
     ours = read(saved["lora"])
-    config = to_peft(ours.tensors, {**ours.config, "lora_parameters": {"rank": RANK, "scale": 7.0}}, "the base")[1]
-    save_peft(tmp_path / "peft", to_peft(ours.tensors, ours.config, "the base")[0], config)
+    config = {**ours.config, "lora_parameters": {"rank": RANK, "scale": 7.0}}
+    save_peft(tmp_path / "peft", ours.tensors, config, "the base")
     whole = deltas(engine, fitting(tmp_path, saved["lora"]))
     kept = deltas(engine, fitting(tmp_path, f"{tmp_path}/peft", rank=8))
     factor = 7.0 / ours.config["lora_parameters"]["scale"]

@@ -61,6 +61,22 @@ def test_command_quotes_paths(study_folder):
     assert found.command == (f"mlx_lm.generate --model '/models/tiny model' --adapter-path {adapter} --prompt \"…\"")
 
 
+def test_what_mlx_lm_cannot_load_is_answered_with_merged(make_study):
+    """Of adapters that is DoRA over 6 bits."""
+    folder = make_study(config={"fuse": True})
+    study = load(folder)
+    study.record.model["bits"] = 6
+    assert f"--adapter-path {folder}/trial-0003/adapters" in answer.compute(study).command
+    study.winner.config["train_type"] = "dora"
+    assert answer.compute(study).command is None
+    (folder / "best").mkdir()
+    assert answer.compute(study).command == f'mlx_lm.generate --model {folder}/best --prompt "…"'
+    study.record.config["fuse"] = False  # it is that of an earlier winner
+    assert answer.compute(study).command is None
+    study.record.model["bits"] = 8
+    assert "--adapter-path" in answer.compute(study).command
+
+
 def test_adapter_follows_a_moved_study(study_folder, tmp_path):
     moved = study_folder.rename(tmp_path / "elsewhere")
     (moved / "trial-0003" / "adapters").mkdir()

@@ -66,6 +66,17 @@ def test_the_same_winner_is_registered_once(place: Place, uri: str) -> None:
     assert client.get_model_version_by_alias("s", ALIAS).version == 2
 
 
+def test_what_mlx_lm_cannot_load_is_none(place: Place, uri: str) -> None:
+    study = load(place.folder())
+    store, best = Store(uri, study.record.tracking["experiment"]), study.winner
+    assert best is not None
+    study.record.study, best.config["train_type"] = "other", "dora"
+    for bits, made in ((6, 0), (8, 1)):
+        study.record.model["bits"] = bits
+        register(store, study)
+        assert len(MlflowClient(uri).search_model_versions("name='other'")) == made
+
+
 def test_the_studys_run_says_what_was_found(place: Place, uri: str) -> None:
     record = place.record()
     note = MlflowClient(uri).get_run(record.tracking["run_id"]).data.tags["mlflow.note.content"]

@@ -66,6 +66,15 @@ def test_all_that_one_asks_for_fits_a_screen(folder: Path) -> None:
     assert sum(-(-max(1, len(line)) // COLUMNS) for line in lines) < ROWS
 
 
+def test_an_adapter_that_mlx_lm_cannot_load_is_used_by_this_program(folder: Path) -> None:
+    study, trial = load_study(folder), load_trial(folder / "trial-0003")
+    study.model["bits"], trial.config["train_type"] = 6, "dora"
+    save_study(folder, study)
+    save_trial(folder / "trial-0003", trial)
+    text, _ = search_summary(folder)
+    assert "mlx_lm.generate" not in text and f"lora-sweep generate {NAME}" in text
+
+
 def test_commands_say_where_the_study_lies(folder: Path) -> None:
     study = load_study(folder)
     study.config["output_dir"] = "elsewhere"
