@@ -76,9 +76,12 @@ def _answer(given: argparse.Namespace, trials: Sequence[str | None], prompts: li
     study = standing(study_folder(Path(given.output_dir), given.study))
     picked = [of_trial(study, trial) for trial in trials]
     adapters = [None, *(str(each.folder) for each in picked)]
+    model, config = study.record.model, study.record.config
+    bits, size = config.get("quantization"), config.get("quantization_group_size")
+    ask = Ask(model, bits, size, adapters, prompts, given.max_tokens)
     try:
         with interrupts.handled(), Answerer() as child:
-            answers = list(child.answers(Ask(study.record.model, adapters, prompts, given.max_tokens)))
+            answers = list(child.answers(ask))
     except WorkerDied as death:
         print(f"lora-sweep: {death}", file=sys.stderr)
         return 1

@@ -156,10 +156,12 @@ class Sampled:
 
 @dataclass
 class Ask:
-    """Answer these prompts with the base model of a study (its ModelInfo), and with each of these adapters; null: with
-    the base model alone."""
+    """Answer these prompts with the base model of a study (its ModelInfo, and how it quantised it), and with each of
+    these adapters; null: with the base model alone."""
 
     model: dict[str, Any]
+    quantization: str | None
+    group_size: int | None
     adapters: list[str | None]
     prompts: list[str]
     max_tokens: int

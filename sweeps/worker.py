@@ -97,7 +97,7 @@ def _answer(ask: Ask, channel: Channel) -> None:
     config = {"model_path": path, "model_fingerprint": known["fingerprint"]}
 
     def answered(adapter: str | None) -> Answered:
-        base = load(path)  # anew each time: an adapter stays in it
+        base = load(path, ask.quantization, ask.group_size)  # anew each time: an adapter stays in it
         check_base(config, base.info.fingerprint, "The study")
         return Answered(answers(base, adapter, ask.prompts, ask.max_tokens))
 

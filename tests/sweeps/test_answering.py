@@ -72,6 +72,17 @@ def test_refused(argv: list[str], said: str, place: Place, capsys: pytest.Captur
     assert said in error and len(error.splitlines()) <= 3
 
 
+def test_a_quantised_base_that_is_gone_is_made_again(
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LORA_SWEEP_CACHE", str(tmp_path))
+    assert main(["train", *place.arguments("study=few", "quantization=4bit", "num_layers=1", "trainer.iters=1")]) == 0
+    shutil.rmtree(place.record("train/few").model["folder"])
+    capsys.readouterr()
+    assert ask(place, "generate", "train/few", PROMPT) == 0
+    assert "few" in capsys.readouterr().out
+
+
 def test_another_base_model_is_refused(place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The base model of the study is not what it was."""
     file = place.folder() / "study.json"
