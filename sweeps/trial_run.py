@@ -6,7 +6,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_core.records import StudyRecord, TrialRecord
+from lora_core.adapter_folder import CONFIG
+from lora_core.records import ADAPTER, StudyRecord, TrialRecord
 from lora_core.trial import TrialSpec
 from sweeps.run_values import (
     OBJECTIVE,
@@ -127,13 +128,18 @@ class TrialRun:
         """The adapter's files, and for a complete trial a model of the Models tab; returns the model's id."""
         if record.adapter is None or not Path(record.adapter).is_dir():
             return None
-        self.store.add_folder(self.run_id, Path(record.adapter), "adapters")
+        files = (Path(record.adapter) / name for name in (CONFIG, ADAPTER))
+        for file in filter(Path.is_file, files):  # and nothing that was merged or exported there since
+            self.store.add_file(self.run_id, file, "adapters")
         if record.state != "complete":
             return None
         if self.known and (model := model_of(self.known)):
             return model
         name = record.name if self.study.kind == "train" else f"{self.study.study}-{record.name}"
-        tags = {"sweep.study": self.study.study, "sweep.role": record.role, "adapter": record.adapter}
+        tags = {
+            "sweep.study": self.study.study, "sweep.role": record.role, "adapter": record.adapter,
+            "sha256": record.adapter_sha256 or "",
+        }  # fmt: skip
         return self.store.add_model(self.run_id, name, tags, params(record), record.best_step or record.step)
 
     def tell_model(self, model: str, record: TrialRecord) -> None:

@@ -81,7 +81,8 @@ class Sweep:
         best_step = 10 * losses.index(metrics["best_val_loss"])
         record = TrialRecord(
             **values, state=state, reason=reason, metrics=metrics, step=10 * len(losses), best_step=best_step,
-            adapter=str(adapter), started="2026-01-01T00:00:00+00:00", ended="2026-01-01T00:01:00+00:00",
+            adapter=str(adapter), adapter_sha256="0123", started="2026-01-01T00:00:00+00:00",
+            ended="2026-01-01T00:01:00+00:00",
         )  # fmt: skip
         save_trial(Path(spec.folder), record)
         return record
@@ -168,7 +169,11 @@ def test_statuses_tell_the_truth(sweep: Sweep) -> None:
 
 
 def test_files_data_and_model(sweep: Sweep) -> None:
-    sweep.run(sweep.spec("trial-0000"), [3.0, 2.0])
+    spec = sweep.spec("trial-0000")
+    merged = Path(spec.folder) / "adapters" / "fused"
+    merged.mkdir(parents=True)
+    (merged / "model.safetensors").write_bytes(b"gigabytes")
+    sweep.run(spec, [3.0, 2.0])
     client, run = sweep.tracker.store.client, sweep.mlflow_run("trial-0000")
     assert [file.path for file in client.list_artifacts(run.info.run_id, "adapters")] == [
         "adapters/adapters.safetensors"
@@ -178,7 +183,7 @@ def test_files_data_and_model(sweep: Sweep) -> None:
     assert (dataset.name, dataset.digest) == ("demo", "f" * 16)
     assert json.loads(str(dataset.profile)) == {"rows": {"train": 9}, "tokens": {"train": 99}}
     model = client.get_logged_model(run.outputs.model_outputs[0].model_id)
-    assert model.name == "my-study-trial-0000"
+    assert (model.name, model.tags["sha256"]) == ("my-study-trial-0000", "0123")
     assert {metric.key: metric.value for metric in model.metrics or []}["best_val_loss"] == 2.0
 
 
