@@ -44,10 +44,10 @@ class Made:
         self.data = replace(data, train=data.train[:8], valid=data.valid[:2])
         self.engine = Engine(base, self.data, 2)
         self.settings = {"rank": 4, "iters": 2, "eval_every": 2, "learning_rate": 2e-2, **KINDS[kind]}
-        self.spec, other = self.new("one"), self.new("two", learning_rate=1e-2)
+        self.spec, self.other = self.new("one"), self.new("two", learning_rate=1e-2)
         self.refused = None
         try:
-            for spec in (self.spec, other):
+            for spec in (self.spec, self.other):
                 self.engine.start(spec)
         except UserError as error:
             self.refused = str(error)
@@ -89,9 +89,9 @@ def trains(made: Made) -> bool:
 def packed(made: Made) -> bool:
     if len(made.packs) == 2:
         return False
-    alone = made.new("alone")
-    run(made.engine, alone)
-    assert losses(alone)[-1] == pytest.approx(losses(made.spec)[-1], rel=1e-5)
+    for spec, alone in ((made.spec, made.new("alone")), (made.other, made.new("other", learning_rate=1e-2))):
+        run(made.engine, alone)
+        assert losses(alone)[-1] == pytest.approx(losses(spec)[-1], rel=1e-5)
     return True
 
 
