@@ -66,15 +66,14 @@ def _answering(config: dict[str, Any], adapter: Path) -> str:
 
 def _to_peft(stored: Stored, out: Path) -> list[str]:
     config = stored.mlx_config
-    folder = Path(str(config.get("model")))
-    base = _hub_id(config) or str(folder)
+    base = _base(config)
     notes = _layers_compared(stored, config, "transformers")
     lora = config["lora_parameters"]
     if lora.get("dropout") and lora.get("dropout_on") == "delta":
         notes.append(
             "Trained with dropout on ΔW·x; PEFT, should it train on, drops entries of x. Answers are the same."
         )
-    if base == str(folder) and _bits(folder):
+    if _bits(Path(str(config.get("model")))):
         notes.append("The base model is quantised in MLX's own way: give transformers its original.")
     save_peft(out, stored.tensors, config, base)
     return [LOADED.format(base=base, folder=str(out)), *notes]
@@ -93,10 +92,14 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _hub_id(config: dict[str, Any]) -> str | None:
-    """What the base model is called on the hub, so that the adapter finds it on other machines too."""
+def _base(config: dict[str, Any]) -> str:
+    """Where transformers is to find the base model: on the hub, so that other machines do too, in the folder that was
+    given, which may have been quantised since, or where mlx_lm has it."""
     path = str(config.get("model_path") or "")
-    return path if HUB_ID.fullmatch(path) and not Path(path).exists() else None
+    local = Path(path).expanduser()
+    if path and (local / "config.json").is_file():
+        return str(local.absolute())
+    return path if HUB_ID.fullmatch(path) and not local.exists() else str(config.get("model"))
 
 
 def _layers_compared(stored: Stored, config: dict[str, Any], program: str) -> list[str]:

@@ -11,6 +11,7 @@ import pytest
 from lora_core.adapter_folder import read, save_adapter
 from lora_core.models import tiny
 from sweeps.cli import main
+from sweeps.export import _base
 from tests.sweeps.helpers import Place
 
 
@@ -180,6 +181,17 @@ def test_settings_that_do_not_tell(
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
     assert export(place, str(adapter), "--format", form, "--out", str(tmp_path / "out")) == 2
     assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_where_transformers_finds_the_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").touch()
+    for path, base in (
+        ("builtin:tiny", "/cache/made"), (None, "/cache/made"), ("mine", f"{tmp_path}/mine"), ("a/b", "a/b"),
+        ("model.gguf", "/cache/made"),
+    ):  # fmt: skip
+        assert _base({"model": "/cache/made", "model_path": path}) == base
 
 
 def test_a_place_that_cannot_be(place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
