@@ -5,6 +5,8 @@ from reports.content import Content
 from reports.heatmap import Heatmap
 from reports.wording import listed, plural
 
+STEPS_TOLD = 6  # of those at which trials were pruned
+
 
 def history(content: Content) -> str:
     shown = content.history
@@ -54,12 +56,22 @@ def parallel(content: Content) -> str:
 
 def learning(content: Content) -> str:
     found = content.curves
-    pruned = sum(line.state == "pruned" for line in found.lines)
-    marks = f" × marks where a trial was pruned ({pruned})." if pruned else ""
-    repeats = f" {plural(found.repeats, 'training')} with other seeds not drawn." if found.repeats else ""
-    told = f"{plural(len(found.lines), 'curve')}.{marks}{repeats}"
+    told = [f"{plural(len(found.lines), 'curve')} of the validation loss."]
+    if found.training:
+        told.append("The training loss of the winner is the mean since the evaluation before.")
+    if found.pruned:
+        told.append(f"× marks where a trial was pruned: {pruned_at(found.pruned)}.")
+    if found.repeats:
+        told.append(f"{plural(found.repeats, 'training')} with other seeds not drawn.")
     references = {} if found.base is None else {"base": found.base}
-    return f"{told} {curves.outside(found.frame, found.losses, references)}".strip()
+    return " ".join([*told, curves.outside(found.frame, found.losses, references)]).strip()
+
+
+def pruned_at(steps: dict[int, int]) -> str:
+    """`7 at step 30 and 2 at step 60`; of many steps, the first ones."""
+    first = [f"{count} at step {step}" for step, count in list(steps.items())[:STEPS_TOLD]]
+    later = sum(list(steps.values())[STEPS_TOLD:])
+    return listed([*first, *([f"{later} later"] if later else [])])
 
 
 FIGURES = {

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from reports import answer, importance, slices, tradeoffs
+from reports import answer, health, importance, slices, tradeoffs
 from reports.content import plain
 from reports.curves import best_so_far, history
 from reports.importance import Importance
@@ -21,6 +21,7 @@ class Member:
 
     study: str
     answer: answer.Answer
+    health: health.Health
     best: list["Reached"]
     importance: Importance
     rates: slices.Rates
@@ -87,8 +88,8 @@ def _member(study: Study) -> Member:
     params = {names[key]: found for key, found in told.winner.params.items()} if told.winner else {}
     rows = study.curves[study.winner.name] if study.winner else []
     return Member(
-        study.name, told, reached(study), importance.compute(study), slices.rates(study), tradeoffs.compute(study),
-        params, [(row["step"], row["val_loss"]) for row in rows],
+        study.name, told, health.compute(study), reached(study), importance.compute(study), slices.rates(study),
+        tradeoffs.compute(study), params, [(row["step"], row["val_loss"]) for row in rows],
     )  # fmt: skip
 
 

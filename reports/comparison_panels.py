@@ -3,6 +3,7 @@
 from reports.comparison import Comparison
 from reports.curves import frame
 from reports.panels import COLOURS, SYMBOLS, Panel, Series
+from reports.study import short_names
 
 
 def panels(found: Comparison) -> dict[str, list[Panel]]:
@@ -10,6 +11,7 @@ def panels(found: Comparison) -> dict[str, list[Panel]]:
     y = "best_val_loss (nats per token)"
     drawn = {
         "best": [_best(found, "trials", "trials ended", y), _best(found, "steps", "optimizer steps in all", y)],
+        "importance": [_importance(found)],
         "curves": [_panel("optimizer step", "validation loss (nats per token)", _curves(found))],
         "rates": [_panel("learning rate", y, _rates(found), log_x=True)],
         "tradeoffs": [_panel("trainable parameters", y, _costs(found), log_x=True)],
@@ -20,6 +22,18 @@ def panels(found: Comparison) -> dict[str, list[Panel]]:
 def _best(found: Comparison, unit: str, x: str, y: str) -> Panel:
     points = [[(float(getattr(one, unit)), one.loss) for one in each.best] for each in found.members]
     return _panel(x, y, _grouped(found, points, line=2, step=True))
+
+
+def _importance(found: Comparison) -> Panel:
+    """A place for each setting, that which matters most to any of the studies first."""
+    highest: dict[str, float] = {}
+    for member in found.members:
+        for key, share in member.importance.shares.items():
+            highest[key] = max(share, highest.get(key, 0.0))
+    keys = sorted(highest, key=lambda key: -highest[key])
+    points = [[(float(keys.index(key)), share) for key, share in m.importance.shares.items()] for m in found.members]
+    ticks = {float(place): name for place, name in enumerate(short_names(keys).values())}
+    return Panel("", "share of the importance", _grouped(found, points), ticks=ticks)
 
 
 def _curves(found: Comparison) -> list[Series]:

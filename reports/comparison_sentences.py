@@ -1,7 +1,7 @@
 """What a comparison of studies says. Each number comes from the computed object."""
 
 from reports.comparison import Budget, Comparison, Member
-from reports.sentences import verdict
+from reports.lead_sentences import verdict
 from reports.wording import NOTHING, listed, loss, percent, plural, settings, signed
 
 
@@ -87,6 +87,8 @@ def captions(found: Comparison) -> dict[str, str]:
     )
     return {
         "best": f"The lowest loss so far, by trials that had ended and by the steps they had taken: {trials}.",
+        "importance": "How much each setting separates a study's best trials from all of them, where enough have "
+        "completed. The shares of a study add up to 1.",
         "curves": "The winner of each study.",
         "rates": "The completed trials of each study; not drawn of one with fewer than three learning rates.",
         "tradeoffs": "The completed trials of each study; not drawn of one whose trials all cost the same.",

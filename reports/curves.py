@@ -1,10 +1,11 @@
-"""What the line figures show: best so far by trial number, and validation loss by step."""
+"""What the line figures show: best so far by trial number, and loss by step."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 from lora_core.records import TrialRecord
-from reports.study import Row, Study, value
-from reports.wording import loss, plural
+from reports.study import Row, Study, finite, value
+from reports.wording import LABELS, loss, plural
 
 # Enough for every wiggle of a few trials; thinned beyond, so that a report of many stays small.
 MAX_POINTS = 40_000
@@ -34,7 +35,7 @@ class History:
 
 @dataclass
 class Curve:
-    """One trial's validation loss. `kind`: best, default, base or trial."""
+    """One trial's loss. `kind`: best, default, training (that of the best) or trial."""
 
     name: str
     kind: str
@@ -42,12 +43,24 @@ class Curve:
     steps: list[float]
     losses: list[float]
 
+    @property
+    def label(self) -> str:
+        """How the legend calls it; those of trials like others have no place there."""
+        told = {"best": f"best: {self.name}", "training": "its training loss", "default": LABELS["default"]}
+        return told.get(self.kind, "")
+
+    @property
+    def colour(self) -> str:
+        return "best" if self.kind == "training" else self.kind
+
 
 @dataclass
 class Curves:
-    """`repeats`: the trainings with other seeds, which are not drawn: they belong to trials that are."""
+    """`lines`: the validation loss of each trial. `training`: the winner's training loss, the mean over the steps since
+    the row before. `repeats`: the trainings with other seeds, which are not drawn: they belong to trials that are."""
 
     lines: list[Curve] = field(default_factory=list)
+    training: Curve | None = None
     base: float | None = None
     repeats: int = 0
     frame: tuple[float, float] = (0.0, 1.0)
@@ -56,7 +69,13 @@ class Curves:
     @property
     def losses(self) -> list[float]:
         """All losses after step 0."""
-        return [y for line in self.lines for x, y in zip(line.steps, line.losses, strict=True) if x > 0]
+        drawn = [*self.lines, *([self.training] if self.training else [])]
+        return [y for line in drawn for x, y in zip(line.steps, line.losses, strict=True) if x > 0]
+
+    @property
+    def pruned(self) -> dict[int, int]:
+        """Step → how many trials were pruned there."""
+        return dict(sorted(Counter(int(line.steps[-1]) for line in self.lines if line.state == "pruned").items()))
 
 
 def history(study: Study) -> History:
@@ -97,7 +116,7 @@ def curves(study: Study) -> Curves:
     limit = max(MIN_POINTS, MAX_POINTS // len(drawn))
     best = study.winner
     lines = [_curve(trial, thinned(study.curves[trial.name], limit), trial is best) for trial in drawn]
-    found = Curves(lines, value(study.base), len(evaluated) - len(drawn))
+    found = Curves(lines, _training(study, limit), value(study.base), len(evaluated) - len(drawn))
     found.frame = frame(found.losses, [] if found.base is None else [found.base])
     return found
 
@@ -105,6 +124,15 @@ def curves(study: Study) -> Curves:
 def _curve(trial: TrialRecord, rows: list[Row], wins: bool) -> Curve:
     kind = "best" if wins else "default" if trial.role == "default" else "trial"
     return Curve(trial.name, kind, trial.state, [row["step"] for row in rows], [row["val_loss"] for row in rows])
+
+
+def _training(study: Study, limit: int) -> Curve | None:
+    best = study.winner
+    if best is None:
+        return None
+    rows = thinned([row for row in study.curves[best.name] if finite(row.get("train_loss"))], limit)
+    steps, losses = [row["step"] for row in rows], [row["train_loss"] for row in rows]
+    return Curve(best.name, "training", best.state, steps, losses) if rows else None
 
 
 def thinned(rows: list[Row], limit: int) -> list[Row]:

@@ -146,10 +146,11 @@ def curves(found: Curves) -> Figure:
     others = [line for line in found.lines if line.kind == "trial"]
     traces = [_others(others), _pruned_ends(found.lines)]
     traces += [_highlighted(line) for kind in ("default", "best") for line in found.lines if line.kind == kind]
+    traces += [_highlighted(found.training)] if found.training else []
     last = max(step for line in found.lines for step in line.steps)
     if found.base is not None:
         traces.append(_reference("base", found.base, last) | {"x": [0, last]})
-    layout = plain_layout("optimizer step", "validation loss (nats per token)", found.frame)
+    layout = plain_layout("optimizer step", "loss (nats per token)", found.frame)
     return {"data": [trace for trace in traces if trace["x"]], "layout": layout}
 
 
@@ -179,11 +180,11 @@ def _pruned_ends(lines: list[Curve]) -> Figure:
 
 
 def _highlighted(line: Curve) -> Figure:
-    name = LABELS["default"] if line.kind == "default" else f"best: {escape(line.name)}"
-    style = {"color": f"var(--{line.kind})", "width": 3 if line.kind == "best" else 2}
+    name = escape(line.label)
+    style = {"color": f"var(--{line.colour})", "width": 3 if line.kind == "best" else 2}
     return {
         "type": "scatter", "mode": "lines+markers", "name": name, "x": line.steps, "y": line.losses,
-        "line": style | ({"dash": DASHES["default"]} if line.kind == "default" else {}),
+        "line": style | ({"dash": DASHES[line.kind]} if line.kind in DASHES else {}),
         "marker": {"size": 5},
         "hovertemplate": f"{name}<br>%{{y:.4f}}<extra></extra>",
     }  # fmt: skip

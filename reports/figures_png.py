@@ -116,18 +116,19 @@ def _curves(axes: Axes, content: Content) -> None:
     found = content.curves
     for line in sorted(found.lines, key=lambda line: ("trial", "default", "best").index(line.kind)):
         _curve(axes, line)
+    if found.training:
+        _curve(axes, found.training)
     if found.base is not None:
         axes.axhline(
             found.base, color=LIGHT["base"], linestyle=STYLES[DASHES["base"]], linewidth=1.3, label=LABELS["base"]
         )
-    _finish(axes, "optimizer step", "validation loss (nats per token)", found.frame)
+    _finish(axes, "optimizer step", "loss (nats per token)", found.frame)
 
 
 def _curve(axes: Axes, line: Curve) -> None:
-    width = {"best": 2.4, "default": 1.8}.get(line.kind, 0.9)
-    label = {"best": f"best: {line.name}", "default": LABELS["default"]}.get(line.kind)
+    width = {"best": 2.4, "default": 1.8, "training": 1.8}.get(line.kind, 0.9)
     style = STYLES[DASHES.get(line.kind, "solid")]
-    colour = LIGHT[line.kind]
+    label, colour = line.label or None, LIGHT[line.colour]
     axes.plot(line.steps, line.losses, color=colour, linewidth=width, linestyle=style, label=label)
     if line.state == "pruned":
         axes.plot(line.steps[-1], line.losses[-1], marker="x", markersize=6, color=LIGHT["trial"])

@@ -31,6 +31,12 @@ class Health:
     passed: list[str] = field(default_factory=list)
     why_not: str | None = None
 
+    @property
+    def rest(self) -> str:
+        """Which checks found nothing, or could not be made."""
+        told = [f"Nothing found by: {', '.join(self.passed)}."] if self.passed else []
+        return " ".join([*told, self.why_not or ""]).strip()
+
 
 def compute(study: Study) -> Health:
     if not study.completed:

@@ -6,7 +6,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from reports import comparison_sentences, sentences, wording
+from reports import comparison_sentences, lead_sentences, sentences, wording
 from reports.captions import captions
 from reports.comparison import Comparison
 from reports.comparison_sentences import captions as comparison_captions
@@ -37,6 +37,7 @@ def context(content: Content) -> dict[str, Any]:
         "answer": content.answer,
         "captions": captions(content),
         "sentences": sentences,
+        "leads": lead_sentences,
         "wording": wording,
         "footnotes": FOOTNOTES,
     }

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 class Series:
     """`colour`: a name of the palette. `line`: joined by one, where a None leaves a gap; with
     `step` it stays level until the next point. `labels`: of the points, for
-    who points at them. `dash`: solid, dash or dot."""
+    who points at them. `dash`: solid, dash, dot or dashdot."""
 
     name: str
     x: list[float | None]
@@ -35,5 +35,5 @@ class Panel:
 
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "pentagon", "star")
-DASHES = {"base": "dash", "default": "dot"}  # of the lines of the rows that are no trials
+DASHES = {"base": "dash", "default": "dot", "training": "dashdot"}  # of lines that are not a trial's own
 COLOURS = tuple(f"group{i}" for i in range(len(SYMBOLS)))

@@ -13,7 +13,7 @@ MARKS = {
     "circle": "o", "square": "s", "diamond": "D", "triangle-up": "^", "cross": "P", "triangle-down": "v",
     "pentagon": "p", "star": "*",
 }  # fmt: skip
-STYLES = {"solid": "-", "dash": "--", "dot": ":"}
+STYLES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
 
 
 def grid(panels: list[Panel]) -> bytes:

@@ -1,10 +1,9 @@
 """The report's sentences. Each number in them comes from a computed object; nothing is decided here."""
 
+from reports import lead_sentences
 from reports.answer import MARGIN, Answer, Gain, Test
-from reports.health import Health
 from reports.samples import Samples
-from reports.seeds import RULE, Lead, Seeds
-from reports.wording import NOTHING, amount, count, listed, loss, percent, plural, ppl, signed
+from reports.wording import amount, count, listed, loss, percent, plural, ppl, signed
 
 OVER = {"base": "the base model", "default": "the default settings"}
 
@@ -64,12 +63,6 @@ def gist(answer: Answer) -> list[str]:
     return [*told, *_runner_up(answer), test_set(answer), *_savings(answer)]
 
 
-def passed(health: Health) -> str:
-    """Which checks found nothing."""
-    told = [f"Nothing found by: {', '.join(health.passed)}."] if health.passed else []
-    return " ".join([*told, health.why_not or ""]).strip()
-
-
 def _savings(answer: Answer) -> list[str]:
     """What the pruner has saved, if there is one and a trial has ended."""
     saved = answer.savings
@@ -85,8 +78,8 @@ def confirmation(answer: Answer) -> list[str]:
     """What other seeds say of the winner."""
     if answer.finalists:
         winner, *others = answer.finalists
-        leads = map(_lead, answer.leads, others)
-        return [f"{_spread(winner)}.", *leads, _kept(answer), *_own_seed(answer)]
+        leads = map(lead_sentences.against, answer.leads, others)
+        return [f"{lead_sentences.spread(winner)}.", *leads, _kept(answer), *_own_seed(answer)]
     done, planned = answer.confirming
     if done < planned:
         return [f"{done} of {planned} trainings with other seeds have ended: nothing is confirmed yet."]
@@ -102,11 +95,11 @@ def _runner_up(answer: Answer) -> list[str]:
         return [" ".join([*confirmation(answer), *following])]
     winner, *others = answer.finalists
     leads = [
-        f"It leads {other.name} by {_measured(lead)}: {judged(lead)}."
+        f"It leads {other.name} by {lead_sentences.short(lead)}."
         for lead, other in zip(answer.leads, others, strict=True)
         if not other.failed
     ]
-    return [f"{_spread(winner)}.", *leads[:1], _kept(answer)]
+    return [f"{lead_sentences.spread(winner)}.", *leads[:1], _kept(answer)]
 
 
 def _kept(answer: Answer) -> str:
@@ -121,51 +114,6 @@ def _own_seed(answer: Answer) -> list[str]:
     nats = default.loss - answer.own_loss
     side = "above" if nats >= 0 else "below"
     return [f"The default settings were trained with that seed only, and lie {loss(abs(nats))} {side} it there."]
-
-
-def _spread(seeds: Seeds) -> str:
-    failed = f"; {plural(seeds.failed, 'repeat')} failed" if seeds.failed else ""
-    if seeds.sd is None:
-        return f"It has one loss only, so no spread{failed}"
-    return f"Its losses spread by {loss(seeds.sd)} (standard deviation, n = {seeds.n}{failed})"
-
-
-def _lead(lead: Lead, other: Seeds) -> str:
-    failed = f", {plural(other.failed, 'repeat')} failed" if other.failed else ""
-    spread = "" if other.sd is None else f", standard deviation {loss(other.sd)}"
-    whom = f"{other.name} (mean {loss(other.mean)}{spread}, n = {other.n}{failed})"
-    if other.failed and lead.nats < 0:
-        return f"It is {loss(-lead.nats)} behind {whom}, which comes after it for what failed."
-    return f"Its lead over {whom} is {verdict(lead)}."
-
-
-def verdict(lead: Lead) -> str:
-    """A lead, how uncertain it is, whether it is more than noise, and by which rule."""
-    if lead.margin is None:
-        return f"{_measured(lead)}: {judged(lead)}"
-    return f"{_measured(lead)} of the same seed, ahead in {lead.ahead}: {judged(lead)} ({RULE})"
-
-
-def _measured(lead: Lead) -> str:
-    if lead.margin is None:
-        return f"{loss(lead.nats)} with the one seed that both have"
-    return f"{loss(lead.nats)} ± {loss(lead.margin)} over {lead.pairs} pairs"
-
-
-def behind(lead: Lead | None) -> str:
-    """How far a trial lies behind the winner, for a table."""
-    if lead is None:
-        return NOTHING
-    return signed(lead.nats) + ("" if lead.margin is None else f" ± {loss(lead.margin)}")
-
-
-def judged(lead: Lead | None) -> str:
-    """Whether a lead is more than noise, in as few words as a table has room for."""
-    if lead is None:
-        return NOTHING
-    if lead.beyond_noise is None:
-        return "no spread known"
-    return "larger than the noise" if lead.beyond_noise else "within the noise"
 
 
 def _cheapest(answer: Answer) -> list[str]:

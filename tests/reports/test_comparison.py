@@ -120,10 +120,23 @@ def test_each_study_has_its_colour_and_mark(found):
             assert looks.get("short") in (("group1", "square"), None)
 
 
+def test_the_importance_of_a_setting_stands_at_its_place(found):
+    (panel,) = comparison_panels.panels(found)["importance"]
+    shares = found.members[0].importance.shares
+    (series,) = panel.series
+    assert (series.name, series.y) == ("long", [*shares.values()]), "two trials are too few for the other study"
+    assert [panel.ticks[at] for at in series.x] == [key.rpartition(".")[2] for key in shares]
+    assert "rank" in panel.ticks.values() and series.y == sorted(series.y, reverse=True)
+
+
 def test_the_files(folders, tmp_path):
     compare(folders, tmp_path / "out")
     told = json.loads((tmp_path / "out" / "report.json").read_text())
     assert told["budgets"][0]["reached"] == {"long": 2.0, "short": 1.875}
     rows = list(csv.DictReader((tmp_path / "out" / "trials.csv").open()))
     assert [sum(row["study"] == name for row in rows) for name in ("long", "short")] == [12, 4]
-    assert "## Where they differ" in (tmp_path / "out" / "report.md").read_text()
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "## Where they differ" in text
+    long, _, short = text.partition("## Health checks")[2].partition("### short")
+    assert "8 trials completed over 3 axes" in long and "1 of 10 trials failed" in long
+    assert "trials completed over" not in short and "trials failed" not in short
