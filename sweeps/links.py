@@ -4,6 +4,7 @@ from urllib.parse import quote
 
 from sweeps.connect import public
 
+BEST_FIRST = {"orderByKey": "metrics.`best_val_loss`", "orderByAsc": True}
 LOCAL = "http://127.0.0.1:5000"  # where `lora-sweep ui` and `mlflow ui` serve a store that is no server
 
 
@@ -19,15 +20,13 @@ def trials_filter(study: str) -> str:
     return f"tags.`sweep.study` = '{study}' and {others}"
 
 
-def study_link(base: str, experiment_id: str, study: str) -> str:
-    """Charts and table of a study's trials, best first."""
-    query = {
-        "workflowType": "machine_learning",  # otherwise MLflow 3 opens its page for GenAI
-        "compareRunsMode": "CHART",
-        "orderByKey": "metrics.`best_val_loss`",
-        "orderByAsc": "true",
-        "searchFilter": trials_filter(study),
-    }
+def study_link(base: str, experiment_id: str, study: str, has_view: bool = True) -> str:
+    """Charts and table of a study's trials, best first, with its view of them if it is there: somebody may have
+    deleted it."""
+    order = {key: str(value).lower() for key, value in BEST_FIRST.items()}
+    shown = {"viewStateShareKey": study} if has_view else {**order, "searchFilter": trials_filter(study)}
+    # Without the first, MLflow 3 opens its page for GenAI.
+    query = {"workflowType": "machine_learning", "compareRunsMode": "CHART", **shown}
     return f"{base}/#/experiments/{experiment_id}/runs?" + "&".join(
         f"{key}={quote(value, safe='')}" for key, value in query.items()
     )
@@ -36,3 +35,8 @@ def study_link(base: str, experiment_id: str, study: str) -> str:
 def run_link(base: str, experiment_id: str, run_id: str) -> str:
     """The page of one run."""
     return f"{base}/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
+
+
+def artifact_link(experiment_id: str, run_id: str, path: str) -> str:
+    """A file of a run, from any page of the same UI."""
+    return f"#/experiments/{experiment_id}/runs/{run_id}/artifacts/{path}?workflowType=machine_learning"

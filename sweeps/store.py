@@ -121,6 +121,9 @@ class Store:
     def tag(self, run_id: str, tags: dict[str, str]) -> None:
         self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in _cut(tags).items()])
 
+    def tag_experiment(self, key: str, value: str) -> None:
+        self.client.set_experiment_tag(self.experiment_id, key, value)
+
     def untag(self, run: Run, key: str) -> None:
         if key in run.data.tags:
             self.client.delete_tag(run.info.run_id, key)

@@ -37,18 +37,6 @@ def search_summary(folder: Path) -> tuple[str, bool]:
     return "\n".join(lines), answer.winner is not None
 
 
-def study_note(study: Study) -> str:
-    """The same in Markdown, as far as it says what was found. MLflow shows the first five lines or so."""
-    from reports.markdown import code, escaped  # slow to import
-
-    answer = compute(study)
-    told = [*sentences.body(answer), sentences.status(answer)]
-    if answer.winner is not None:
-        told.insert(0, wording.settings(answer.winner.params, short_names(searched_keys(study))))
-    note = "  \n".join([f"**{escaped(sentences.headline(answer))}**", *map(escaped, told)])
-    return note if answer.command is None else f"{note}\n\n```sh\n{code(answer.command)}\n```"
-
-
 def train_summary(folder: Path, record: StudyRecord, trial: TrialRecord, base: float, fused: str | None) -> str:
     """The same for a single run; `base` is its loss before the first step."""
     if trial.value is None or trial.state != "complete":

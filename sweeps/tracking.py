@@ -14,20 +14,21 @@ import yaml
 from lora_core.records import StudyRecord, TrialRecord, load_metrics, load_trial, load_trials
 from lora_core.trial import TrialSpec
 from reports.study import Study
-from sweeps import champion
+from sweeps import champion, view
 from sweeps.connect import FAILURES, first_line, public
 from sweeps.history import History
-from sweeps.links import base_of, run_link, study_link
+from sweeps.links import artifact_link, base_of, run_link, study_link
+from sweeps.notes import study_note, trial_notes
 from sweeps.run_values import SPLITS, data_of, keeps_all
 from sweeps.store import Store, milliseconds
 from sweeps.study_run import open_study_run
-from sweeps.summary import study_note
 from sweeps.trial_run import INTERRUPTED, TrialRun, model_of
 
 if TYPE_CHECKING:  # `sweeps.connect` decides how mlflow is imported
     from mlflow.entities import Run
 
 P = ParamSpec("P")
+DESCRIPTION = "mlflow.note.content"
 GIVEN_UP = {**INTERRUPTED, "sweep.role": "attempt"}
 
 
@@ -170,10 +171,15 @@ class Tracker:
         self.store.end(run_id, "FINISHED" if state == "complete" else "KILLED", {})
 
     def _describe(self, run_id: str, state: str) -> None:
-        """What was found, as the description of the study's run; a complete study's winner goes to the registry."""
+        """What was found, as the description of the study's run. Once it is complete, each trial's run says its place,
+        and the winner goes to the registry."""
         study = Study(self.folder, self.study, self._records(), {})
-        self.store.tag(run_id, {"mlflow.note.content": study_note(study)})
+        self.store.tag(run_id, {DESCRIPTION: study_note(study)})
         if state == "complete":
+            report = artifact_link(self.store.experiment_id, run_id, "report/report.html")
+            for name, note in trial_notes(study, report).items():
+                if name in self.study.runs:
+                    self.store.tag(self.study.runs[name], {DESCRIPTION: note})
             champion.register(self.store, study)
 
     def _add_kept_adapters(self) -> None:
@@ -190,6 +196,7 @@ class Tracker:
         if self.study.kind != "train":
             run_id = open_study_run(self.store, self.study)
             config = yaml.safe_dump(self.study.config, sort_keys=False, allow_unicode=True)
+            self.store.tag_experiment(view.PREFIX + self.study.study, view.view_of(self.study, milliseconds()))
             self.store.add_text(run_id, config, "config.yaml")
             self.store.add_text(run_id, "\n".join(self.study.space) + "\n", "space.txt")
         self._catch_up()

@@ -53,6 +53,7 @@ def study_page(uri: str, study: str | None, local: str) -> str:
     """The page of `study`, or of the newest one, in the store at `uri`; at `local` if that is no server."""
     from sweeps.connect import open_client, sqlite_file
     from sweeps.links import base_of, run_link, study_link
+    from sweeps.view import PREFIX as VIEW
 
     file = sqlite_file(uri)
     if file is not None and not file.exists():
@@ -72,7 +73,8 @@ def study_page(uri: str, study: str | None, local: str) -> str:
     run = named[study] if study else runs[-1]
     if run.data.tags["sweep.role"] == "train":
         return run_link(base, run.info.experiment_id, run.info.run_id)
-    return study_link(base, run.info.experiment_id, run.data.tags["sweep.study"])
+    experiment, name = client.get_experiment(run.info.experiment_id), run.data.tags["sweep.study"]
+    return study_link(base, experiment.experiment_id, name, has_view=VIEW + name in experiment.tags)
 
 
 def _names(run: "Run") -> list[str]:

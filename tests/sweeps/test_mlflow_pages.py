@@ -51,10 +51,29 @@ def test_the_link_shows_the_trials_and_their_curves(searched: Place, browser: Br
         names = page.get_by_role("link", name="trial-").all_inner_texts()
         assert [name.split()[0] for name in names] == [trial.name for trial in ranked(searched)]
         expect(page.get_by_text("confirm-")).to_have_count(0)
-        page.get_by_placeholder("Search metric charts").fill("train_loss")
+        expect(page.get_by_placeholder("Search metric charts")).to_have_value("loss")
         expect(page.get_by_text("adapter_mb")).to_have_count(0)
         lines = page.locator(".scatterlayer .trace")
         lines.nth(len(names) - 1).wait_for(state="attached", timeout=WAIT)
+        page.close()
+
+
+def test_the_table_has_losses_and_searched_settings(searched: Place, browser: Browser, port: int) -> None:
+    with served(searched, port) as link:
+        page = open_page(browser, link.replace("=CHART", "=TABLE"), (1900, 1200)).page
+        expect(page.get_by_role("link", name="trial-").first).to_be_visible(timeout=WAIT)
+        for column in ("best_val_loss", "train_loss", "lora_parameters.rank", "optimizer.learning_rate"):
+            expect(page.get_by_role("columnheader", name=column).first).to_be_visible()
+        expect(page.get_by_role("columnheader", name="adapter_mb")).to_have_count(0)
+        page.close()
+
+
+def test_a_trials_page_says_its_place(searched: Place, browser: Browser, port: int) -> None:
+    best = ranked(searched)[0]
+    with served(searched, port) as link:
+        page = open_page(browser, link, (1600, 1200)).page
+        page.get_by_role("link", name=best.name).first.click(timeout=WAIT)
+        expect(page.get_by_text("Place 1 of")).to_be_visible(timeout=WAIT)
         page.close()
 
 

@@ -15,7 +15,7 @@ from lora_core.config import TrainConfig
 from lora_core.errors import UserError
 from lora_core.records import StudyRecord, TrialRecord, append_metrics, load_trial, save_study, save_trial
 from lora_core.trial import TrialSpec
-from sweeps.tracking import Tracker
+from sweeps.tracking import DESCRIPTION, Tracker
 from sweeps.trial_run import model_of
 
 if TYPE_CHECKING:  # `sweeps` decides how mlflow is imported
@@ -248,6 +248,19 @@ def test_the_study_run(sweep: Sweep, tmp_path: Path) -> None:
     assert files == {"config.yaml", "space.txt", "report"}
 
 
+def test_each_trial_says_its_place_once_the_study_is_complete(sweep: Sweep) -> None:
+    for number, loss in enumerate((2.5, 2.0)):
+        sweep.run(sweep.spec(f"trial-000{number}"), [3.0, loss])
+    sweep.tracker.close_study(sweep.record, "interrupted", None)
+    assert DESCRIPTION not in sweep.mlflow_run("trial-0001").data.tags
+    sweep.open()
+    sweep.tracker.close_study(sweep.record, "complete", None)
+    told = [sweep.mlflow_run(f"trial-000{number}").data.tags[DESCRIPTION] for number in (0, 1)]
+    assert told[0].startswith("Place 2 of 2 completed trials: validation loss 2.5000  \nrank 8")
+    assert told[1].startswith("Place 1 of 2 completed trials, the winner: validation loss 2.0000")
+    assert f"/runs/{sweep.record.tracking['run_id']}/artifacts/report/report.html?" in told[0]
+
+
 def test_an_interrupted_study_is_reopened_with_a_new_run_for_the_trial(sweep: Sweep) -> None:
     sweep.run(sweep.spec("trial-0000"), [3.0, 2.0])
     sweep.tracker.start_trial(sweep.record, sweep.spec("trial-0001"))
@@ -426,7 +439,9 @@ def test_a_single_run_that_was_killed_does_not_stay_running(sweep: Sweep, tmp_pa
 def test_link(sweep: Sweep) -> None:
     link = sweep.tracker.link
     assert link.startswith(f"http://127.0.0.1:5000/#/experiments/{sweep.record.tracking['experiment_id']}/runs?")
-    assert "%60sweep.study%60%20%3D%20%27my-study%27" in link
+    assert link.endswith("compareRunsMode=CHART&viewStateShareKey=my-study")
+    experiment = sweep.tracker.store.client.get_experiment(sweep.record.tracking["experiment_id"])
+    assert json.loads(experiment.tags["mlflow.sharedViewState.my-study"])["name"] == "my-study"
 
 
 def test_a_server_that_is_not_there_is_said_at_once() -> None:

@@ -1,6 +1,7 @@
 """The MLflow UI as `lora-sweep ui` starts it: on a free port, small, and gone afterwards."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from lora_core.errors import UserError
 from lora_core.records import StudyRecord
 from lora_core.trial import TrialSpec
 from sweeps import ui
+from sweeps.connect import open_client
 from sweeps.tracking import Tracker
 
 
@@ -78,10 +80,22 @@ def test_it_serves_the_store_small_and_ends_cleanly(store: str, port: int) -> No
 
 
 def test_the_newest_study_unless_one_is_named(store: str) -> None:
-    assert "%27newer%27" in ui.study_page(store, None, "http://here")
-    assert "%27older%27" in ui.study_page(store, "older", "http://here")
+    assert ui.study_page(store, None, "http://here").endswith("viewStateShareKey=newer")
+    assert ui.study_page(store, "older", "http://here").endswith("viewStateShareKey=older")
     with pytest.raises(UserError, match=r"Did you mean newer\?"):
         ui.study_page(store, "newest", "http://here")
+
+
+def test_without_its_view_a_study_opens_by_a_search(store: str, tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    shutil.copy(store.removeprefix("sqlite:///"), tmp_path)
+    client = open_client(uri)
+    experiment = client.get_experiment_by_name("tiny/older")
+    assert experiment is not None
+    client.delete_experiment_tag(experiment.experiment_id, "mlflow.sharedViewState.older")
+    page = ui.study_page(uri, "older", "http://here")
+    assert "viewStateShareKey" not in page and "%60sweep.study%60%20%3D%20%27older%27" in page
+    assert "orderByAsc=true" in page and "orderByKey=metrics.%60best_val_loss%60" in page
 
 
 def test_a_single_run_opens_at_its_own_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
