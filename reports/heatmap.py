@@ -8,7 +8,7 @@ from statistics import median
 
 from lora_core.config import TrainConfig
 from lora_core.records import TrialRecord
-from reports.study import Study, finite, value
+from reports.study import Study, finite, searched_keys, value
 
 DARK_BELOW = 0.4  # cells of a lower shade carry light text
 MAX_VALUES = 8  # more different values than this are binned
@@ -68,6 +68,10 @@ def compute(study: Study, across: Across) -> Heatmap:
         told = f"rank {ranks[0]:g} and {across.name} {values[0]:.4g}"
         why_not = f"Not drawn: neither rank nor {across.name} varied; all completed trials have {told}."
         return Heatmap(across.name, why_not=why_not)
+    if not set(across.keys) & set(searched_keys(study)) and len(set(zip(ranks, values, strict=True))) == len(
+        set(ranks)
+    ):
+        return Heatmap(across.name, why_not=f"Not drawn: {across.name} was not searched, each rank has one.")
     row_of, rank_labels = bins(ranks)
     column_of, labels = bins(values, continuous=_is_continuous(study, across))
     inside: dict[tuple[int, int], list[TrialRecord]] = {}

@@ -35,5 +35,6 @@ class Panel:
 
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "pentagon", "star")
+WIDE = 300  # times its lower end: a log scale with room for powers of ten only
 DASHES = {"base": "dash", "default": "dot", "training": "dashdot"}  # of lines that are not a trial's own
 COLOURS = tuple(f"group{i}" for i in range(len(SYMBOLS)))

@@ -3,7 +3,7 @@
 from html import escape
 from typing import Any
 
-from reports.panels import Panel, Series
+from reports.panels import WIDE, Panel, Series
 
 Figure = dict[str, Any]
 
@@ -16,22 +16,25 @@ def figures(panels: dict[str, list[Panel]]) -> dict[str, Figure]:
 def _figure(panel: Panel) -> Figure:
     layout = plain_layout(escape(panel.x), panel.y, panel.frame, height=360)
     if panel.log_x:
-        layout["xaxis"] |= {"type": "log", "dtick": "D2", "tickformat": _form(panel)}
+        layout["xaxis"] |= _log_axis(panel)
     if panel.ticks:
         texts = [escape(text).replace("\n", "<br>") for text in panel.ticks.values()]
-        layout["xaxis"] |= {"tickvals": list(panel.ticks), "ticktext": texts}
+        # Plotly hides a text that would leave the figure, as one may that is slanted.
+        layout["xaxis"] |= {"tickvals": list(panel.ticks), "ticktext": texts, "autotickangles": [0, -90]}
         layout["xaxis"] |= {"range": [min(panel.ticks) - 0.4, max(panel.ticks) + 0.4]}
         layout["xaxis"]["showgrid"] = panel.hide_y
     if panel.hide_y:
         layout["yaxis"] |= {"showticklabels": False, "showgrid": False}
+        layout["margin"] |= {"r": 45}
     hover = "%{text}" if panel.hide_y else "%{text}<br>%{y:.4f}" if panel.ticks else "%{text}<br>%{x:.4g}: %{y:.4f}"
     return {"data": [_trace(series, hover) for series in panel.series if series.x], "layout": layout}
 
 
-def _form(panel: Panel) -> str:
-    """How d3 is to write numbers of this size."""
-    highest = max((x for series in panel.series for x in series.x if x is not None), default=1.0)
-    return "~s" if highest >= 1e4 else ".0e" if highest < 0.01 else "~g"
+def _log_axis(panel: Panel) -> Figure:
+    """Numbers as d3 is to write those of this size, where there is room for them."""
+    at = [x for series in panel.series for x in series.x if x is not None] or [1.0]
+    form = "~s" if max(at) >= 1e4 else ".0e" if max(at) < 0.01 else "~g"
+    return {"type": "log", "dtick": 1 if max(at) > WIDE * min(at) else "D2", "tickformat": form}
 
 
 def _trace(series: Series, hover: str) -> Figure:

@@ -10,9 +10,11 @@ from reports.curves import frame
 from reports.heatmap import has_rank, rank_of, rate_of
 from reports.panels import COLOURS, SYMBOLS, Panel, Series
 from reports.study import Study, finite, has_axis, searched_keys, setting, value
+from reports.wording import listed
 from reports.wording import setting as written
 
 BINS = 6  # of the learning rate, between the lowest and the highest
+ENOUGH = 3  # learning rates, to call one the best
 BEST_PART = 0.25
 
 
@@ -35,15 +37,20 @@ class Rate:
 
 @dataclass
 class Rates:
+    """`best`: group → learning rate of its best trial, where there are enough to compare."""
+
     by: str = "rank"  # or method
     groups: list[Rate] = field(default_factory=list)
-    best: dict[str, float] = field(default_factory=dict)  # group → learning rate of its best trial
+    best: dict[str, float] = field(default_factory=dict)
     why_not: str | None = None
 
     @property
     def caption(self) -> str:
+        told = f"Joined: the best of each of {BINS} parts of the range."
         best = ", ".join(f"{group}: {written(rate)}" for group, rate in self.best.items())
-        return f"Joined: the best of each of {BINS} parts of the range. Best learning rate by {self.by}: {best}."
+        found = f" Best learning rate by {self.by}: {best}." if best else ""
+        few = listed([rate.group for rate in self.groups if rate.group not in self.best])
+        return told + found + (f" Too few trials to tell the best learning rate of {few}." if few else "")
 
 
 @dataclass
@@ -69,7 +76,7 @@ class Slices:
 
 
 def rates(study: Study) -> Rates:
-    if len({rate_of(trial) for trial in study.completed}) < 3:
+    if len({rate_of(trial) for trial in study.completed}) < ENOUGH:
         return Rates(why_not="Not drawn: the completed trials have fewer than three learning rates.")
     # What trains the model's own weights has no rank, and each method has a best rate of its own.
     by_method = "train_type" in searched_keys(study) or not any(map(has_rank, study.completed))
@@ -83,7 +90,8 @@ def rates(study: Study) -> Rates:
         points.sort(key=lambda point: point.at)
         name = group if by_method else f"rank {group:g}"
         found.groups.append(Rate(name, points, _valley(points, min(every), max(every))))
-        found.best[name] = min(points, key=lambda point: point.loss).at
+        if len(points) >= ENOUGH:
+            found.best[name] = min(points, key=lambda point: point.loss).at
     return found
 
 
@@ -201,4 +209,4 @@ def _paths(name: str, heights: list[dict[str, float]], members: set[str], colour
 def _ends(each: Slice, names: dict[str, str]) -> str:
     low, high = (bound(point.at for point in each.points) for bound in (min, max))
     texts = [each.ticks.get(end, written(end)) for end in (low, high)]
-    return f"{names.get(each.key, each.key)}\n{texts[0]} – {texts[1]}"
+    return f"{names.get(each.key, each.key)}\n{texts[0]} –\n{texts[1]}"

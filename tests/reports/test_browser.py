@@ -78,6 +78,18 @@ def test_every_figure_has_marks(page: Page) -> None:
     assert len(drawn) == 10 and all(drawn.values()), drawn
 
 
+def test_figures_fit_a_printed_page(page: Page) -> None:
+    widths = "[...document.querySelectorAll('.plot')].map((plot) => plot.querySelector('svg').clientWidth)"
+    assert max(page.evaluate(widths)) > 1000
+    page.emulate_media(media="print")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert max(page.evaluate(widths)) <= 688 and page.evaluate(f"{widths}.filter((width) => width < 345).length") == 3
+    page.emulate_media(media="screen")
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    page.wait_for_timeout(500)  # figures follow the window with a delay
+    assert max(page.evaluate(widths)) > 1000
+
+
 def test_columns_sort_both_ways_under_the_pinned_rows(page: Page) -> None:
     pinned, ranked = rows(page, "pinned"), rows(page)
     head = page.locator(".sortable th", has_text="scale_ratio")

@@ -49,6 +49,15 @@ def test_why_it_is_not_drawn(make_study, rows, told):
     assert told in heatmap.compute(load(make_study(trials=rows)), heatmap.RATIO).why_not
 
 
+def test_a_ratio_that_follows_from_the_rank_is_not_drawn(make_study):
+    study = load(make_study(trials=[(8, 2.5, 1e-4, 2.0, "complete", None), (32, 0.625, 1e-4, 1.9, "complete", None)]))
+    assert heatmap.compute(study, heatmap.RATIO).why_not is None, "it was searched"
+    study.record.axes = AXES[:1]
+    for trial in study.searched:
+        del trial.params[RATIO]
+    assert heatmap.compute(study, heatmap.RATIO).why_not == "Not drawn: α/r was not searched, each rank has one."
+
+
 def test_trials_without_adapters_are_left_out(make_study):
     study = load(make_study())
     before = heatmap.compute(study, heatmap.RATIO)
