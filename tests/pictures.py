@@ -30,7 +30,7 @@ def picture_report(browser: Browser, study: Path) -> None:
 def picture_runs(browser: Browser, study: Path) -> None:
     page = open_page(browser, load_study(study).tracking["link"], (1400, 900)).page
     page.get_by_role("link", name="trial-").first.wait_for()
-    page.get_by_role("button", name="Close").first.click()
+    page.get_by_role("button", name="Close", exact=True).click()
     page.locator(".scatterlayer").first.wait_for()
     page.screenshot(path=PICTURES / "mlflow.png")
 
