@@ -10,7 +10,6 @@ from reports.samples import FILE as SAMPLES
 from sweeps.client import Worker, WorkerDied
 from sweeps.config import SweepConfig
 from sweeps.display import Display
-from sweeps.keep import drop_adapters
 from sweeps.protocol import Fused
 from sweeps.sampling import sample
 from sweeps.scoring import score
@@ -70,11 +69,6 @@ class Closing:
             problems = [f"{failed}: {write_log(self.folder, death)}"]
         for problem in problems:
             self.note(problem)
-
-    def drop_adapters(self) -> None:
-        """Deletes the adapters that are not to be kept."""
-        if (keep := self.config.tracking.keep) != "all":
-            drop_adapters(self.folder, int(keep))
 
     def report(self) -> Path | None:
         """Writes the report; returns its folder."""

@@ -62,13 +62,17 @@ class SharedFolder:
 
 class Exchange:
     """Carries trials between `folder`, which is this machine's alone, and the run `run_id` of the study; None: there is
-    no run yet. `say` takes lines for the user. A server that fails is left alone for a while; `problem` says why."""
+    no run yet. `workers`: how many processes of this machine write to that folder. `say` takes lines for the user. A
+    server that fails is left alone for a while; `problem` says why."""
 
-    def __init__(self, store: Store, run_id: str | None, folder: Path, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, store: Store, run_id: str | None, folder: Path, say: Callable[[str], None], workers: int = 1
+    ) -> None:
         self.store = store
         self.run_id = run_id
         self.folder = folder
         self.say = say
+        self.workers = workers
         self.problem: str | None = None
         self._failed_first = self._failed_last = 0.0
         self._has_said = False
@@ -114,8 +118,10 @@ class Exchange:
             self.say(f"Trials of a machine that is gone begin anew, {name} first: it alone has their checkpoints.")
 
     def discard(self, name: str) -> None:
-        """What counts of a trial is what another machine, which has taken it over, makes of it."""
-        shutil.rmtree(self.folder / name, ignore_errors=True)
+        """What counts of a trial is what another machine, which has taken it over, makes of it; another worker of this
+        one goes on with it in this very folder."""
+        if self.workers == 1:
+            self._remove(name)
 
     def check(self) -> None:
         """Raises Trouble where waiting for the server has been in vain."""
@@ -153,12 +159,12 @@ class Exchange:
                 self._publish(each.parent.name)
 
     def _publish(self, name: str) -> None:
-        folder = self.folder / name
-        with TemporaryDirectory() as place:
+        with TemporaryDirectory(dir=self.folder, prefix=".") as place:  # an adapter may be too large for /tmp
             file = Path(place) / f"{name}.zip"
-            with ZipFile(file, "w") as packed:
-                for each in sorted(folder.rglob("*")):
-                    packed.write(each, each.relative_to(folder))
+            try:
+                _pack(self.folder / name, file)
+            except FileNotFoundError:  # another worker of this machine has just dropped its adapter
+                _pack(self.folder / name, file)
             self.store.add_file(self._run(), file, PLACE)
 
     def _fetch(self, name: str) -> None:
@@ -173,8 +179,11 @@ class Exchange:
             adapter = self.folder / name / "adapters"
             record.adapter = str(adapter) if (brought / "adapters").is_dir() else None
             save_trial(brought, record)
-            self.discard(name)
+            self._remove(name)
             brought.rename(self.folder / name)
+
+    def _remove(self, name: str) -> None:
+        shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def _published(self) -> list[str]:
         return [Path(file).stem for file in self.store.files(self._run(), PLACE)] if self.run_id else []
@@ -184,6 +193,12 @@ class Exchange:
         return self.run_id
 
 
+def _pack(folder: Path, file: Path) -> None:
+    with ZipFile(file, "w") as packed:
+        for each in sorted(folder.rglob("*")):
+            packed.write(each, each.relative_to(folder))
+
+
 def exchange_for(
     study: Study, record: StudyRecord, folder: Path, say: Callable[[str], None]
 ) -> Exchange | SharedFolder:
@@ -191,8 +206,8 @@ def exchange_for(
     if shares_folder(record):
         return SharedFolder(folder)
     check_own_folder(study, record, folder)
-    tracking = record.config["tracking"]
-    exchange = Exchange(Store(tracking["uri"], tracking["experiment"]), study.run_id, folder, say)
+    tracking, workers = record.config["tracking"], record.config["cluster"]["workers"]
+    exchange = Exchange(Store(tracking["uri"], tracking["experiment"]), study.run_id, folder, say, workers)
     if study.crew.leads and not exchange.fetch_all([trial_name(trial.number) for trial in study.ended]):
         raise UserError(f"tracking.uri={public(tracking['uri'])} lacks trials of the study: {exchange.problem}")
     return exchange

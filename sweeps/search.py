@@ -50,8 +50,8 @@ from sweeps.warm_start import warm_start
 
 
 def run(job: Job, is_member: bool = False) -> int:
-    """Runs or resumes the study that the command line describes, or joins in it. `is_member`: joins the process that
-    has started this one, see `sweeps.members`.
+    """Runs or resumes the study that the command line describes, or joins in it. `is_member`: another process has
+    started this one for it, see `sweeps.members`.
 
     Returns the exit code: 1 if no trial completed, or if the training process died. Raises UserError for bad
     input, before anything is written.
@@ -65,6 +65,7 @@ def run(job: Job, is_member: bool = False) -> int:
 def _run(job: Job, is_member: bool) -> int:
     # A member's environment is its share already, and the folder is held by the process that has started it.
     shares = [{}] if is_member else backend.shares(job.config.cluster.workers)
+    assists = is_member and job.config.cluster.name == "local"
     name = study_name(job.config, job.config.search.name)
     folder = Path(job.config.output_dir).absolute() / name
     check_places(job.config, folder)
@@ -78,8 +79,7 @@ def _run(job: Job, is_member: bool) -> int:
         ):
             with display.doing("Loading the model and the data"):
                 ready = worker.ready()
-            search = _search(name, job, ready, folder, display)
-            search.has_own_folder = not (is_member or job.config.cluster.shared_folder)
+            search = _search(name, job, ready, folder, display, assists)
             after.callback(search.study.crew.leave)  # once the worker has saved its trials, others may have them
             is_common = is_shared(job.config.storage) and job.config.cluster.shared_folder
             with nullcontext() if is_member else locked(folder, is_common):
@@ -94,7 +94,7 @@ def _run(job: Job, is_member: bool) -> int:
     return 0 if found else 1
 
 
-def _search(name: str, job: Job, ready: Ready, folder: Path, display: Display) -> "Search":
+def _search(name: str, job: Job, ready: Ready, folder: Path, display: Display, assists: bool) -> "Search":
     """Opens study and tracker, if nothing speaks against it, and says what is about to run."""
     job, notes = cap_num_layers(job, ready.model.depth)
     notes += slot_notes(job.config)
@@ -107,7 +107,7 @@ def _search(name: str, job: Job, ready: Ready, folder: Path, display: Display) -
         undo.callback(study.forget)
         undo.callback(study.crew.leave)
         record.n_trials = max(record.n_trials, len(study.ended))  # what has ended stays part of the study
-        check = check_fits if study.take_lead() else check_joins
+        check = check_fits if not assists and study.take_lead() else check_joins
         exchange = exchange_for(study, record, folder, display.say)
         check(study, record, folder)
         exchange.open(study, record)
@@ -118,21 +118,24 @@ def _search(name: str, job: Job, ready: Ready, folder: Path, display: Display) -
     if not study.crew.leads:
         display.say(f"It is at work already, led by {study.crew.lead}: this process joins it.")
     display.start(ready, record.space, record.notes)
-    return Search(job, study, record, folder, exchange, tracker, display)
+    return Search(job, study, record, folder, exchange, tracker, display, assists)
 
 
 class Search:
-    """One run of a study that is ready to train."""
+    """One run of a study that is ready to train. `assists`: a search of this machine has started this one, and speaks
+    for both: it keeps the record, and may lead."""
 
     def __init__(
         self, job: Job, study: Study, record: StudyRecord, folder: Path, exchange: Exchange | SharedFolder,
-        tracker: Teller, display: Display,
+        tracker: Teller, display: Display, assists: bool,
     ) -> None:  # fmt: skip
         self.job = job
         self.study = study
         self.study.say = display.say
         self.leads = study.crew.leads
-        self.has_own_folder = False  # and so a record of the study there, whoever leads
+        self.assists = assists
+        # With a record of the study in it, whoever leads.
+        self.has_own_folder = not (assists or job.config.cluster.shared_folder)
         self.record = record
         self.folder = folder
         self.tracker = tracker
@@ -182,7 +185,7 @@ class Search:
     def _attend(self) -> None:
         """The same, and what falls to this process when the one that led is gone."""
         self._heed()
-        if self.study.crew.leaderless and not self.leads and self.study.take_lead():
+        if self.study.crew.leaderless and not (self.leads or self.assists) and self.study.take_lead():
             self._lead()
         elif self.leads and not self.study.crew.leads:
             self._follow()
@@ -310,7 +313,7 @@ class Search:
         closing.fuse_winner(worker)
         closing.score(worker, self.tracker)
         closing.sample(worker)
-        closing.drop_adapters()
+        self.trials.drop_adapters()
         self.record.ended = now()
         self._save("complete")
         report = closing.report()

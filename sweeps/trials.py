@@ -164,6 +164,12 @@ class Trials:
         for spec in list(self.running.values()):
             self._ended(_failed(spec, OUT_OF_MEMORY))
 
+    def drop_adapters(self, at_least: int = 0) -> None:
+        """Deletes the adapters that are not to be kept, here and where other machines get them."""
+        if (keep := self.job.config.tracking.keep) != "all":
+            for name in drop_adapters(self.folder, max(int(keep), at_least)):
+                self.exchange.publish(name)
+
     def _answer(self, report: Report) -> Go:
         if self.study.lost():
             raise Lost
@@ -215,9 +221,7 @@ class Trials:
         self._tell()
         self.tracker.end_trial(record)
         self.display.ended(record)
-        if (keep := self.job.config.tracking.keep) != "all":
-            for name in drop_adapters(self.folder, max(int(keep), self.job.config.search.confirm.k)):
-                self.exchange.publish(name)
+        self.drop_adapters(at_least=self.job.config.search.confirm.k)
 
     def _tell(self) -> None:
         """What the study is told of, other machines can have; so that comes first, and where it fails, it waits."""

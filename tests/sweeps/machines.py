@@ -46,7 +46,7 @@ class Machines:
     def start_two(self) -> tuple[subprocess.Popen, subprocess.Popen]:
         """Two that have begun a trial each: the one that leads, and the one that has joined it."""
         both = self.start(), self.start()
-        wait_for(lambda: len(self._owners()) == 2 or any(process.poll() is not None for process in both))
+        wait_for(lambda: len(self.owners()) == 2 or any(process.poll() is not None for process in both))
         leads = self.leads
         (joins,) = (process for process in both if process is not leads)
         return leads, joins
@@ -55,7 +55,7 @@ class Machines:
     def study(self) -> optuna.Study:
         return optuna.load_study(study_name="s", storage=self.database)
 
-    def _owners(self) -> set[str]:
+    def owners(self) -> set[str]:
         """The processes that have begun trials."""
         if not (self.place.root / "outputs").exists():
             return set()

@@ -1,6 +1,7 @@
 """What carries a trial from one machine's folder to another's, with MLflow's store in a file instead of a server."""
 
 import hashlib
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -114,6 +115,35 @@ def test_a_torn_file_is_not_taken(machine: Callable[[str], Exchange], tmp_path: 
     (file,) = tmp_path.rglob(f"{NAME}.zip")
     file.write_bytes(file.read_bytes()[:-40])
     assert not there.fetch(NAME) and not (there.folder / NAME).exists()
+
+
+def test_an_adapter_that_goes_while_it_is_packed(
+    machine: Callable[[str], Exchange], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another worker of the machine has found it not to be among those that are kept."""
+    here, there = machine("here"), machine("there")
+    record, real = trained(here.folder), exchange.ZipFile.write
+
+    def write(packed: exchange.ZipFile, path: Path, *given: object) -> None:
+        if (adapter := here.folder / NAME / "adapters").exists():
+            shutil.rmtree(adapter)
+            record.adapter = None
+            save_trial(here.folder / NAME, record)
+        real(packed, path, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(exchange.ZipFile, "write", write)
+    assert here.publish(NAME) and there.fetch(NAME)
+    assert load_trial(there.folder / NAME).adapter is None and not (there.folder / NAME / "adapters").exists()
+
+
+@pytest.mark.parametrize(("workers", "stays"), [(1, False), (2, True)])
+def test_what_was_taken_over(machine: Callable[[str], Exchange], workers: int, stays: bool) -> None:
+    """Another worker of this machine goes on with it where it is."""
+    here = machine("here")
+    here.workers = workers
+    trained(here.folder, "running")
+    here.discard(NAME)
+    assert (here.folder / NAME).exists() == stays
 
 
 def test_all_that_was_handed_over(machine: Callable[[str], Exchange]) -> None:

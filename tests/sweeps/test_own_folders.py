@@ -2,11 +2,13 @@
 
 import time
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 from optuna.trial import TrialState
 
 from lora_core.records import load_trials
+from reports.study import load
 from sweeps import exchange
 from sweeps.cli import main
 from sweeps.display import Display
@@ -71,6 +73,33 @@ def test_the_server_stays_away(
     assert {trial.name: trial.ended for trial in apart.place.trials("machine0/s")} == ended
     assert apart.place.results("machine0/s") == alone
     assert len(list((apart.place.root / "artifacts").rglob("trial-*.zip"))) == N
+
+
+def test_workers_of_a_machine_go_on_without_the_one_that_led(apart: Apart, alone: list[tuple]) -> None:
+    """They have one folder, and one of them speaks for all."""
+    leads = apart.start()
+    wait_for((apart.place.folder(apart.folder(leads)) / "study.json").exists)
+    joins = apart.start("cluster.workers=2")
+    wait_for(lambda: len(apart.owners()) == 3 or any(process.poll() is not None for process in apart.running))
+    leads.kill()
+    (out,) = apart.finish(leads).values()
+    assert apart.leads is joins and "This one leads it now" in out and "wins with" in out
+    check(apart, alone)
+
+
+def test_the_best_are_kept(apart: Apart) -> None:
+    """Also on the disk of the server."""
+    for _ in range(2):
+        apart.start("tracking.keep=1", "cluster.workers=2", "search.confirm.k=3", "search.confirm.repeats=1")
+    apart.finish()
+    leads = apart.place.folder(apart.folder(apart.leads))
+    study = load(leads)
+    assert study.winner is not None and len(study.completed) == N
+    names = {study.completed[0].name, study.winner.name, "default"}
+    assert {file.parts[-3] for file in leads.glob("*/adapters/adapters.safetensors")} == names
+    files = list((apart.place.root / "artifacts").rglob("trials/*.zip"))
+    assert {file.stem for file in files} == {trial.name for trial in study.trials}
+    assert {file.stem for file in files if "adapters/adapters.safetensors" in ZipFile(file).namelist()} == names
 
 
 def test_what_cannot_join(apart: Apart, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
