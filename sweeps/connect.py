@@ -12,6 +12,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -34,14 +35,18 @@ for _name, _value in _DEFAULTS.items():
 import sqlalchemy  # noqa: E402
 from mlflow import MlflowClient  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
+from mlflow.store.artifact import http_artifact_repo  # noqa: E402
 
 FAILURES = (MlflowException, sqlalchemy.exc.SQLAlchemyError, OSError)  # what a store that fails raises
 PATIENCE = 2  # seconds to wait for a server or a locked database before the first call
+FILE_PATIENCE = 300  # seconds to wait for a server that has a file: of several GB, it may have to pass them on
 _TIMEOUTS = {"sqlite": "timeout", "postgresql": "connect_timeout", "mysql": "connect_timeout"}
 
 logging.getLogger("alembic").setLevel(logging.WARNING)
 # What MLflow logs of a failing store, with a traceback, is raised too, and said by us in a line.
 logging.getLogger("mlflow").setLevel(logging.CRITICAL)
+# MLflow knows one timeout only, and tries a file again from its first byte; we do that ourselves, later.
+http_artifact_repo.http_request = partial(http_artifact_repo.http_request, timeout=FILE_PATIENCE, max_retries=0)
 
 
 def open_client(uri: str) -> MlflowClient:

@@ -38,6 +38,7 @@ class Store:
     def __init__(self, uri: str, experiment: str) -> None:
         self.uri = uri
         self.experiment = experiment
+        self.carries_files = False  # right now, which may take long
         self.client = open_client(uri)
         try:
             self.experiment_id = self._find() or self._create()
@@ -143,7 +144,11 @@ class Store:
         return model.model_id
 
     def add_folder(self, run_id: str, folder: Path, name: str) -> None:
-        self.client.log_artifacts(run_id, str(folder), name)
+        self.carries_files = True
+        try:
+            self.client.log_artifacts(run_id, str(folder), name)
+        finally:
+            self.carries_files = False
 
     def add_file(self, run_id: str, file: Path, folder: str) -> None:
         self.client.log_artifact(run_id, str(file), folder)

@@ -12,12 +12,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.request import urlopen
 
 import pytest
 
-from lora_core.records import load_metrics
+from lora_core.records import StudyRecord, load_metrics
 from sweeps import telling
 from sweeps.cli import main
 from sweeps.display import Display
@@ -203,6 +204,21 @@ def test_a_slow_store_does_not_slow_the_search(place: Place, at: Any, monkeypatc
     assert quick(place, "trainer.slots=1", "n_trials=4") == 0
     assert told_by_then == [0]
     assert_told_once(place, f"sqlite:///{place.root}/mlflow.db")
+
+
+@pytest.mark.parametrize(("carries", "says"), [(True, None), (False, "it does not answer")])
+def test_what_takes_long_at_the_end(monkeypatch: pytest.MonkeyPatch, carries: bool, says: str | None) -> None:
+    """A large adapter may; anything else means that the store has stalled."""
+    monkeypatch.setattr(telling, "STALLED", 0.2)
+    monkeypatch.setattr(telling, "command_on", lambda *given: "")
+    store, record = SimpleNamespace(carries_files=carries), StudyRecord("s")
+    tracker = SimpleNamespace(store=store, problem=None, folder=Path())
+    tracker.prepare = tracker.open_run = lambda *given: None
+    tracker.close_study = lambda *given: time.sleep(1)
+    teller = telling.Teller(tracker, print)  # type: ignore[arg-type]
+    teller.open_study(record, Path())
+    problem = teller.close_study(record, "complete", None)
+    assert problem is None if says is None else says in (problem or "")
 
 
 def test_a_bug_in_the_telling_is_not_taken_for_a_store_that_is_gone(
