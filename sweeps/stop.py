@@ -3,10 +3,12 @@
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from lora_core.errors import UserError, near
-from lora_core.records import StudyRecord, load_trial
+from lora_core.records import load_trial
+from reports.at_work import at_work
 from reports.command import study_folder
 from reports.wording import loss
 from sweeps.requests import ask_to_stop, forget_requests
@@ -14,6 +16,7 @@ from sweeps.standing import Standing, has_ended, shares_folder, standing
 
 PATIENCE = 600.0  # seconds
 LOOK = 0.2  # seconds between two looks
+Look = Callable[[], bool]  # at one trial, for there may be thousands: whether it has ended
 
 
 def main(argv: list[str]) -> int:
@@ -23,10 +26,9 @@ def main(argv: list[str]) -> int:
     found = standing(folder)
     if not found.at_work:
         raise UserError(f"No process is at work on {given.study}: {len(found.ended)} trials have ended.")
-    if given.trial is not None:
-        _check_running(found, given.trial)
+    has_stopped = None if given.trial is None else _running_trial(found, given.trial)
     ask_to_stop(folder, given.trial)
-    done = _stopped_study(folder) if given.trial is None else _stopped_trial(folder, found.record, given.trial)
+    done = _stopped_study(folder) if has_stopped is None else _stopped_trial(folder, given.trial, has_stopped)
     print(done, flush=True)
     return 0
 
@@ -39,35 +41,41 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _check_running(found: Standing, name: str) -> None:
+def _running_trial(found: Standing, name: str) -> Look:
     if found.record.kind == "train":
         raise UserError(f"{found.record.study} is a single run: stop it without naming a trial.")
-    running = _running(found.folder, found.record)()
+    running = _running(found)
     if name in running:
-        return
+        return running[name]
     there = {trial.name: trial for trial in found.trials}
     known = f" ({there[name].state})" if name in there else ""
     now = f" Running: {', '.join(running)}." if running else " No trial of the search is running."
     raise UserError(f"{name} is not a running trial of {found.record.study}{known}.{now}{near(name, running)}")
 
 
-def _running(folder: Path, record: StudyRecord) -> Callable[[], list[str]]:
-    """Tells the running trials of the search; those of machines that do not share this folder are in the database."""
-    if shares_folder(record):
-        return lambda: [trial.name for trial in standing(folder).running if trial.role == "trial"]
+def _running(found: Standing) -> dict[str, Look]:
+    """The running trials of the search. Those of machines that do not share this folder are in the database."""
+    if shares_folder(found.record):
+        names = [trial.name for trial in found.running if trial.role == "trial"]
+        return {name: partial(has_ended, found.folder / name) for name in names}
     import optuna
 
     from sweeps.storage import open_storage
     from sweeps.study import trial_name
 
-    study = optuna.load_study(study_name=record.study, storage=open_storage(record.storage))
-    states = (optuna.trial.TrialState.RUNNING,)
-    return lambda: [trial_name(trial.number) for trial in study.get_trials(states=states)]
+    storage = open_storage(found.record.storage)
+
+    def has_finished(trial: optuna.trial.FrozenTrial) -> bool:
+        return storage.get_trial(trial._trial_id).state.is_finished()
+
+    study = optuna.load_study(study_name=found.record.study, storage=storage)
+    running = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,))
+    return {trial_name(trial.number): partial(has_finished, trial) for trial in running}
 
 
 def _stopped_study(folder: Path) -> str:
     print("It ends as soon as it has written what it is at.", flush=True)
-    if not _waited(lambda: not standing(folder).at_work):
+    if not _waited(lambda: not at_work(folder)):
         return "It has been asked to stop, but has not answered yet."
     found = standing(folder)
     forget_requests(folder)
@@ -76,11 +84,9 @@ def _stopped_study(folder: Path) -> str:
     return f"{found.record.study} {how}: {len(found.ended)} of {found.record.n_trials} trials have ended.{resume}"
 
 
-def _stopped_trial(folder: Path, record: StudyRecord, name: str) -> str:
+def _stopped_trial(folder: Path, name: str, has_stopped: Look) -> str:
     print(f"{name} ends at its next evaluation.", flush=True)
-    running = _running(folder, record)
-    over = lambda: name not in running()  # noqa: E731
-    if not _waited(lambda: over() or not standing(folder).at_work) or not over():
+    if not _waited(lambda: has_stopped() or not at_work(folder)) or not has_stopped():
         return f"{name} has been asked to stop, but has not ended yet."
     if not has_ended(folder / name):
         return f"{name} has ended, on another machine."
