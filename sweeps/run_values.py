@@ -12,7 +12,7 @@ from lora_core.trial import TrialSpec
 OBJECTIVE = "best_val_loss"
 CURVES = ("val_loss", "train_loss", "learning_rate", "tokens_per_second")
 STATUSES = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
-OPTUNA_STATES = {"complete": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
+OPTUNA_STATES = {"complete": "COMPLETE", "pruned": "PRUNED", "failed": "PRUNED"}
 _SHORT = {
     "rank": "r", "scale": "α", "scale_ratio": "α/r ", "dropout": "drop ", "num_layers": "layers ",
     "learning_rate": "lr ", "weight_decay": "wd ", "batch_size": "batch ",

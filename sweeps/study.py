@@ -26,7 +26,11 @@ from sweeps.storage import open_storage
 
 PROCESS = "process"  # the attribute of a trial that says who runs it
 RUN = "run"  # the attribute of a study that names its run in MLflow
-STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
+# Of trials that Optuna is told have failed samplers learn nothing, and propose the like again. So they are told as
+# pruned, and as breaking one of these constraints, by the reason.
+STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.PRUNED}
+FAULTS = {"diverged": "finite", "out of memory": "memory"}
+OTHER_FAULT = "trains"
 
 
 @dataclass
@@ -207,6 +211,8 @@ class Study:
         trial.set_user_attr("metrics", record.metrics)
         if record.reason:
             trial.set_user_attr("reason", record.reason)
+        if record.state == "failed":
+            trial.set_constraint(FAULTS.get(record.reason or "", OTHER_FAULT), 1.0)
         for constraint in self.constraints:
             self._tell_constraint(trial, constraint, record)
         state = STATES[record.state]
@@ -228,10 +234,9 @@ class Study:
 
     def record(self, trial: FrozenTrial) -> TrialRecord:
         """What the database knows of a trial that has ended."""
-        state = next(name for name, state in STATES.items() if state == trial.state)
         told, step = trial.user_attrs, trial.last_step or 0
         return TrialRecord(
-            trial_name(trial.number), "trial", state, trial.number, params=self._values(trial),
+            trial_name(trial.number), "trial", _state(trial), trial.number, params=self._values(trial),
             reason=told.get("reason"), metrics=told.get("metrics", {}), step=step,
         )  # fmt: skip
 
@@ -263,6 +268,14 @@ class Study:
             self.optuna.set_user_attr("fingerprint", fingerprint(config, axes))
         else:
             check_same(name, known, ours)
+
+
+def _state(trial: FrozenTrial) -> str:
+    """How a trial has ended: what was told of it the other way round."""
+    if trial.state == TrialState.COMPLETE:
+        return "complete"
+    has_failed = trial.constraints.keys() & {*FAULTS.values(), OTHER_FAULT}
+    return "failed" if has_failed or trial.state == TrialState.FAIL else "pruned"
 
 
 def trial_name(number: int) -> str:

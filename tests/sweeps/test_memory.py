@@ -100,7 +100,8 @@ def test_one_trial_that_does_not_fit_fails_alone(place: Place, short_of_memory: 
     assert found == {4: ("complete", None), 8: ("complete", None), 16: ("failed", "out of memory")}
     assert_whole(place, 3)
     study = optuna.load_study(study_name="s", storage=f"sqlite:///{place.root}/optuna.db")
-    (failed,) = [trial for trial in study.trials if trial.state.name == "FAIL"]
+    (failed,) = [trial for trial in study.trials if trial.constraints == {"memory": 1.0}]
+    assert failed.state.name == "PRUNED"
     assert failed.user_attrs["reason"] == "out of memory" and "crashes" not in failed.user_attrs
     run = mlflow_runs(place)[f"trial-{failed.number:04d}"]
     assert (run.info.status, run.data.tags["sweep.reason"]) == ("FAILED", "out of memory")

