@@ -15,6 +15,8 @@ from typing import IO
 
 from sweeps import interrupts
 
+PATIENCE = 120.0  # seconds for one to end, once nothing is left to train or all were interrupted
+
 
 @contextmanager
 def members(argv: list[str], study: str, shares: list[dict[str, str]], say: Callable[[str], None]) -> Iterator[None]:
@@ -32,7 +34,7 @@ def members(argv: list[str], study: str, shares: list[dict[str, str]], say: Call
         raise
     finally:
         for process, log in zip(started, logs, strict=True):
-            if process.wait() not in (0, 128 + signal.SIGINT):
+            if _exit_code(process) not in (0, 128 + signal.SIGINT):
                 log.seek(0)
                 last = next(reversed(log.read().splitlines()), f"exit code {process.returncode}")
                 say(f"A worker ended early, and the others took its trials: {last}")
@@ -47,6 +49,15 @@ def _start(argv: list[str], share: dict[str, str], log: IO[str]) -> subprocess.P
     )  # fmt: skip
     interrupts.end_on_leaving(process)
     return process
+
+
+def _exit_code(process: subprocess.Popen) -> int:
+    """Waits for its end. What it has trained is told by now, so one that hangs need not be waited for."""
+    try:
+        return process.wait(PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
 
 
 def main() -> int:

@@ -4,13 +4,16 @@ import os
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
 
 from lora_core import backend
 from lora_core.errors import UserError
+from sweeps import members
 from sweeps.cli import main
+from sweeps.display import Display
 from tests.sweeps.helpers import Place
 from tests.sweeps.test_search import alive, mlflow_runs, wait_for
 
@@ -97,6 +100,33 @@ def test_both_end_with_the_first(tmp_path: Path, number: int, code: int) -> None
     assert parent.returncode == code and "Traceback" not in said
     wait_for(lambda: not any(map(alive, everyone)), 60)
     assert [(trial.name, trial.state) for trial in place.trials()] == [("trial-0000", "running")]
+
+
+@MORE_THAN_ONE_CORE
+@pytest.mark.faults
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_one_that_dies_or_hangs_holds_up_nobody(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place, started = Place(tmp_path), list[subprocess.Popen]()
+    real_start, real_evaluated = members._start, Display.evaluated
+
+    def start(*given: Any) -> subprocess.Popen:
+        started.append(real_start(*given))
+        return started[-1]
+
+    def evaluated(self: Display, trial: str, row: dict[str, float]) -> None:
+        real_evaluated(self, trial, row)
+        if len(processes(place)) == 2 and started[0].poll() is None:  # of which one is the other worker's
+            started[0].send_signal(number)
+
+    monkeypatch.setattr(members, "_start", start)
+    monkeypatch.setattr(members, "PATIENCE", 5.0)
+    monkeypatch.setattr(Display, "evaluated", evaluated)
+    assert main(arguments(place, "cluster.workers=2", "cluster.grace=1", "trainer.iters=200")) == 0
+    assert "A worker ended early" in capsys.readouterr().out
+    assert [trial.state for trial in place.trials()] == ["complete"] * 6
+    assert place.record().state == "complete"
 
 
 def reach_two(place: Place, parent: subprocess.Popen) -> None:
