@@ -63,7 +63,8 @@ def run(job: Job, is_member: bool = False) -> int:
 
 
 def _run(job: Job, is_member: bool) -> int:
-    # A member's environment is its share already, and the folder is held by the process that has started it.
+    # A member's environment is its share already, and its folder is held by the search that has started it. Ray holds
+    # none: the members that it starts are equals, in whatever database.
     shares = [{}] if is_member else backend.shares(job.config.cluster.workers)
     assists = is_member and job.config.cluster.name == "local"
     name = study_name(job.config, job.config.search.name)
@@ -81,8 +82,9 @@ def _run(job: Job, is_member: bool) -> int:
                 ready = worker.ready()
             search = _search(name, job, ready, folder, display, assists)
             after.callback(search.study.crew.leave)  # once the worker has saved its trials, others may have them
-            is_common = is_shared(job.config.storage) and job.config.cluster.shared_folder
-            with nullcontext() if is_member else locked(folder, is_common):
+            among_equals = is_shared(job.config.storage) or (is_member and search.study.is_shared)
+            is_common = among_equals and job.config.cluster.shared_folder
+            with nullcontext() if assists else locked(folder, is_common):
                 search.run(worker, ready.slots, choose, choose or earlier is None, shares[1:])
     except (WorkerDied, Trouble) as end:
         display.fail(str(end))

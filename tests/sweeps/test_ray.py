@@ -44,6 +44,23 @@ def test_it_ends_in_words_and_goes_on(tmp_path: Path, number: int, code: int) ->
     assert place.record().state == "complete"
 
 
+@MORE_THAN_ONE_CORE
+@pytest.mark.ray
+def test_it_is_seen_to_be_at_work_and_can_be_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = Place(tmp_path)
+    parent = place.start(*arguments(place, "cluster=ray", "cluster.workers=2", "trainer.iters=2000"))
+    reach_two(place, parent)
+    where = ["--output-dir", str(place.root / "outputs")]
+    assert main(["status", "s", *where]) == 0
+    assert capsys.readouterr().out.startswith("s  running")
+    assert main(["stop", "s", "trial-0000", *where]) == 0
+    assert "trial-0000 has ended at step" in capsys.readouterr().out
+    assert main(["stop", "s", *where]) == 0
+    parent.communicate(timeout=120)
+    assert parent.returncode == 130
+    assert place.record().state == "interrupted"
+
+
 def test_without_ray_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match="uv sync --extra ray"):
