@@ -1,11 +1,12 @@
 """Several studies side by side: what each found, where they differ, and how far each was at the same budget."""
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from reports import answer, health, importance, slices, tradeoffs
 from reports.content import plain
-from reports.curves import best_so_far, history
+from reports.curves import history
 from reports.importance import Importance
 from reports.reproduce import flat
 from reports.seeds import Lead, lead
@@ -94,15 +95,15 @@ def _member(study: Study) -> Member:
 
 
 def reached(study: Study) -> list[Reached]:
-    """The best so far by what had been spent, pruned and failed trials included."""
-    best = dict(best_so_far(history(study).points))
+    """The best so far by what had been spent, pruned and failed trials included, in the order in which they ended."""
+    losses = {point.name: point.loss for point in history(study).points if point.may_win}
+    over = [trial for trial in study.searched if trial.state != "running"]
     found: list[Reached] = []
-    trials, steps, lowest = 0, 0, None
-    for trial in study.searched:
-        if trial.state != "running":
-            trials, steps = trials + 1, steps + trial.step
-            lowest = best.get(trial.number or 0, lowest)
-            found += [] if lowest is None else [Reached(trials, steps, lowest)]
+    trials, steps, lowest = 0, 0, math.inf
+    for trial in sorted(over, key=lambda trial: trial.ended or ""):
+        trials, steps = trials + 1, steps + trial.step
+        lowest = min(lowest, losses.get(trial.name, math.inf))
+        found += [Reached(trials, steps, lowest)] if math.isfinite(lowest) else []
     return found
 
 

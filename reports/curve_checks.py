@@ -9,6 +9,7 @@ from reports.study import Row, Study, finite, setting, value
 from reports.wording import loss, percent, plural
 
 DROPOUT = "lora_parameters.dropout"
+LAST = 0.25  # of a trial's steps: what counts as its end
 
 
 def still_falling(study: Study) -> list[Finding]:
@@ -28,10 +29,13 @@ def still_falling(study: Study) -> list[Finding]:
 
 
 def _last_fall(rows: list[Row]) -> dict[str, Any] | None:
-    """How far the loss fell between the last two evaluations."""
-    if len(rows) < 2 or not rows[-2]["val_loss"]:
+    """How far the loss fell in the last quarter of the steps. Between the last two evaluations a learning rate that
+    decays may have had little left."""
+    last = rows[-1] if rows else None
+    early = [row for row in rows if last and row["step"] <= (1 - LAST) * last["step"]]
+    if not last or not early or not early[-1]["val_loss"]:
         return None
-    before, last = rows[-2:]
+    before = early[-1]
     nats = before["val_loss"] - last["val_loss"]
     return {"nats": nats, "share": nats / before["val_loss"], "from": int(before["step"]), "to": int(last["step"])}
 

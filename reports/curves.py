@@ -20,6 +20,10 @@ class Point:
     state: str
     eligible: bool = True  # breaks no constraint
 
+    @property
+    def may_win(self) -> bool:
+        return self.state == "complete" and self.eligible
+
 
 @dataclass
 class History:
@@ -98,7 +102,7 @@ def best_so_far(points: list[Point]) -> list[tuple[int, float]]:
     """Only what may win counts: completed trials that break no constraint."""
     best: list[tuple[int, float]] = []
     for point in sorted(points, key=lambda point: point.number):
-        if point.state == "complete" and point.eligible:
+        if point.may_win:
             best.append((point.number, min(point.loss, best[-1][1]) if best else point.loss))
     return best
 

@@ -43,7 +43,11 @@ def compute(study: Study) -> Health:
         lost = failed(study)
         return Health(lost, why_not=f"The {'other ' if lost else ''}checks need a completed trial.")
     health = Health()
+    if study.winner is None:
+        health.why_not = f"Without a winner nothing can be said of: {', '.join(OF_THE_WINNER)}."
     for name, check in CHECKS.items():
+        if study.winner is None and name in OF_THE_WINNER:
+            continue
         found = check(study)
         health.findings += found
         health.passed += [] if found else [name]
@@ -149,3 +153,4 @@ CHECKS: dict[str, Callable[[Study], list[Finding]]] = {
     "comparable losses": comparable,
     "failures": failed,
 }
+OF_THE_WINNER = ("edge of the space", "curves still falling", "overfitting")

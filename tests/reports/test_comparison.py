@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from lora_core.records import load_study, save_study
+from lora_core.records import load_study, load_trial, save_study, save_trial
 from reports import comparison, comparison_panels, comparison_sentences
 from reports.comparison import Budget, Reached
 from reports.study import load
@@ -33,6 +33,16 @@ def test_best_so_far_counts_what_was_spent(found):
         Reached(1, 40, 2.25), Reached(2, 80, 2.0), Reached(3, 100, 2.0), Reached(4, 140, 1.75), Reached(5, 150, 1.75),
         Reached(6, 190, 1.75),
     ]  # fmt: skip
+
+
+def test_trials_count_from_when_they_ended(make_study):
+    """The second of two that ran at the same time ended first."""
+    folder = make_study(trials=SHORT)
+    for name, time in (("trial-0000", "2026-01-01T00:00:09+00:00"), ("trial-0001", "2026-01-01T00:00:05+00:00")):
+        record = load_trial(folder / name)
+        record.ended = time
+        save_trial(folder / name, record)
+    assert [each.loss for each in comparison.reached(load(folder))] == [1.875, 1.875]
 
 
 def test_what_all_had_reached_at_the_same_budget(found):

@@ -42,6 +42,15 @@ def test_a_loss_that_still_falls(make_study):
     assert curve_checks.still_falling(load(folder)) == []
 
 
+def test_it_still_falls_though_a_rate_has_decayed(make_study):
+    """Between the last two evaluations hardly anything happens then."""
+    folder = make_study(trials=ONE)
+    write_curve(folder, "trial-0000", [4.0, 3.5, 3.0, 2.6, 2.3, 2.1, 2.0, 1.9, 1.899])
+    (found,) = curve_checks.still_falling(load(folder))
+    assert (found.numbers["from"], found.numbers["to"]) == (60, 80)
+    assert found.numbers["nats"] == pytest.approx(0.101)
+
+
 def test_overfitting_and_dropout(make_study):
     folder = make_study(trials=[(8, 2.0, 1e-4, 2.0, "complete", None), (8, 2.0, 1e-4, 2.5, "complete", None)])
     assert curve_checks.overfit(load(folder)) == []
@@ -118,6 +127,15 @@ def test_without_a_completed_trial_only_failures_are_told(make_study):
     found = health.compute(load(make_study(trials=[(8, 2.0, 1e-4, None, "failed", "out of memory")])))
     assert [each.text for each in found.findings] == ["1 of 1 trial failed: 1 out of memory."]
     assert found.why_not and found.passed == []
+
+
+def test_without_a_winner_its_checks_are_not_made(study_folder):
+    record = load_study(study_folder)
+    record.config = {"search": {"constraints": ["trainable_params<=1"]}}
+    save_study(study_folder, record)
+    found = health.compute(load(study_folder))
+    assert not {*health.OF_THE_WINNER} & {*found.passed, *(each.check for each in found.findings)}
+    assert found.why_not == "Without a winner nothing can be said of: " + ", ".join(health.OF_THE_WINNER) + "."
 
 
 def test_a_curve_of_one_evaluation_neither_falls_nor_rises(make_study):
