@@ -13,6 +13,8 @@ OBJECTIVE = "best_val_loss"
 CURVES = ("val_loss", "train_loss", "learning_rate", "tokens_per_second")
 STATUSES = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
 OPTUNA_STATES = {"complete": "COMPLETE", "pruned": "PRUNED", "failed": "PRUNED"}
+OF_ADAPTERS = ("lora_parameters.",)
+OF_TRAINING = (*OF_ADAPTERS, "optimizer.", "train_type", "num_layers")
 _SHORT = {
     "rank": "r", "scale": "α", "scale_ratio": "α/r ", "dropout": "drop ", "num_layers": "layers ",
     "learning_rate": "lr ", "weight_decay": "wd ", "batch_size": "batch ",
@@ -61,9 +63,11 @@ def _text(value: Any) -> str:
 
 
 def params(spec: TrialSpec | TrialRecord) -> dict[str, str]:
-    """Every scalar and list of the configuration by its dotted key, and axes that are whole config groups."""
+    """Every scalar and list of the configuration by its dotted key, and axes that are whole config groups; but for
+    settings of what is not there: adapters without adapters, and any training of the base model."""
     values = {**spec.params, **_dotted(spec.config)}
-    return {key: _text(value) for key, value in values.items()}
+    absent = OF_TRAINING if spec.role == "base" else OF_ADAPTERS if values.get("train_type") == "full" else ()
+    return {key: _text(value) for key, value in values.items() if not key.startswith(absent)}
 
 
 def _dotted(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

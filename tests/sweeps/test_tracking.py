@@ -15,6 +15,7 @@ from lora_core.config import TrainConfig
 from lora_core.errors import UserError
 from lora_core.records import StudyRecord, TrialRecord, append_metrics, load_trial, save_study, save_trial
 from lora_core.trial import TrialSpec
+from sweeps.run_values import params
 from sweeps.tracking import DESCRIPTION, Tracker
 from sweeps.trial_run import model_of
 
@@ -135,6 +136,16 @@ def test_a_trial_is_a_nested_run_with_dotted_params(sweep: Sweep) -> None:
     assert run.data.params["fuse"] == "true"
     assert run.data.params["resume_adapter_file"] == "null"
     assert not [key for key in run.data.params if isinstance(TrainConfig().to_dict().get(key), dict)]
+
+
+def test_no_settings_of_what_a_run_does_not_have(sweep: Sweep) -> None:
+    full = sweep.spec("trial-0001")
+    full.config["train_type"] = "full"
+    told = params(full)
+    assert not [key for key in told if key.startswith("lora_parameters.")] and "optimizer.learning_rate" in told
+    base = params(sweep.spec("base", role="base"))
+    assert not {"train_type", "num_layers", "optimizer.learning_rate", "lora_parameters.rank"} & base.keys()
+    assert "model.path" in base and "trainer.max_seq_length" in base
 
 
 def test_the_objective_comes_first_and_shows_the_lowest_loss(sweep: Sweep) -> None:
