@@ -29,6 +29,7 @@ class Member:
     tradeoffs: tradeoffs.Tradeoffs
     params: dict[str, Any]  # of the winner, by short name
     curve: list[tuple[float, float]]  # of the winner, by step
+    sampler: str
 
     @property
     def seeds(self) -> int:
@@ -90,7 +91,7 @@ def _member(study: Study) -> Member:
     rows = study.curves[study.winner.name] if study.winner else []
     return Member(
         study.name, told, health.compute(study), reached(study), importance.compute(study), slices.rates(study),
-        tradeoffs.compute(study), params, [(row["step"], row["val_loss"]) for row in rows],
+        tradeoffs.compute(study), params, [(row["step"], row["val_loss"]) for row in rows], study.record.sampler,
     )  # fmt: skip
 
 

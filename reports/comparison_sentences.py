@@ -25,7 +25,7 @@ def body(found: Comparison) -> list[str]:
         told.append(f"The lead over {found.ranked[1].study} is {verdict(found.lead)}.")
     elif len(found.ranked) > 1:
         told.append("The winners share no seeds to compare them by, so whether the lead is noise is not known.")
-    return told + [_at(budget) for budget in found.budgets]
+    return told + [_at(budget, _samplers(found)) for budget in found.budgets]
 
 
 def _told(member: Member) -> str:
@@ -49,9 +49,16 @@ def _behind(best: Member, other: Member) -> str:
     return f"{other.study} is {loss(high - low)} nats per token behind{share}: {_told(other)}."
 
 
-def _at(budget: Budget) -> str:
+def _samplers(found: Comparison) -> dict[str, str]:
+    """Study → its sampler in brackets, where they are not all the same: what one gains over random search."""
+    samplers = {member.study: member.sampler for member in found.members}
+    return {study: f" ({sampler})" for study, sampler in samplers.items() if len(set(samplers.values())) > 1}
+
+
+def _at(budget: Budget, samplers: dict[str, str]) -> str:
     what = plural(budget.spent, "trial" if budget.unit == "trials" else "optimizer step")
-    reached = listed([f"{study} {loss(found)}" for study, found in sorted(budget.reached.items(), key=lambda i: i[1])])
+    ordered = sorted(budget.reached.items(), key=lambda reached: reached[1])
+    reached = listed([f"{study}{samplers.get(study, '')} {loss(found)}" for study, found in ordered])
     return f"After {what}, the most that all have, the best so far: {reached}."
 
 
@@ -67,6 +74,7 @@ def _column(member: Member) -> dict[str, str]:
     shares = ", ".join(f"{key.rpartition('.')[2]} {share:.2f}" for key, share in member.importance.shares.items())
     return {
         "state": told.state,
+        "sampler": member.sampler,
         "trials": f"{told.counts.ended} of {told.counts.planned} ended, {told.counts.complete} complete",
         "optimizer steps": f"{member.best[-1].steps:,}" if member.best else NOTHING,
         "winner": told.winner.name if told.winner else NOTHING,

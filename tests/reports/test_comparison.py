@@ -73,6 +73,15 @@ def test_the_sentences(found):
     ]
 
 
+def test_a_random_search_is_called_one(folders):
+    record = load_study(folders[1])
+    record.sampler = "RandomSampler"
+    save_study(folders[1], record)
+    found = comparison.compute([load(folder) for folder in folders])
+    told = comparison_sentences.body(found)[-1]
+    assert told.endswith("the best so far: short (RandomSampler) 1.8750 and long (TPESampler) 2.0000.")
+
+
 def test_other_data_cannot_be_compared(folders):
     record = load_study(folders[1])
     record.data["fingerprint"], record.state = "other", "running"
