@@ -11,7 +11,10 @@ from reports.importance import Importance
 from reports.reproduce import flat
 from reports.seeds import Lead, lead
 from reports.study import Study, searched_keys, short_names
+from reports.tables import LeaderRow, leaderboard
+from reports.wording import settings
 
+LEADERS = 20  # shown; all trials are in trials.csv
 # Settings that only say where things are, or how they are called.
 PLACES = ("study", "storage", "output_dir", "adapter_path", "tracking.", "search.name", "cluster.", "trainer.slots")
 
@@ -30,11 +33,24 @@ class Member:
     params: dict[str, Any]  # of the winner, by short name
     curve: list[tuple[float, float]]  # of the winner, by step
     sampler: str
+    command: str
 
     @property
     def seeds(self) -> int:
         """How many the winner's loss is the mean of."""
         return self.answer.finalists[0].n if self.answer.finalists else 1
+
+
+@dataclass
+class Leader:
+    """One of the best trials of all studies, by its own seed."""
+
+    study: str
+    trial: str
+    settings: str
+    loss: float
+    parameters: float | None
+    seconds: float | None
 
 
 @dataclass
@@ -55,13 +71,15 @@ class Budget:
 
 @dataclass
 class Comparison:
-    """`differing`: setting → its text in each study. `unlike`: what makes the losses incomparable. `lead`: that of
-    the best study's winner over the next one's, where both were trained with the same seeds."""
+    """`differing`: setting → its text in each study. `unlike`: what makes the losses incomparable. `leaders`: the best
+    trials of all studies, where they are comparable. `lead`: that of the best study's winner over the next one's, where
+    both were trained with the same seeds."""
 
     members: list[Member]
     differing: dict[str, list[str]]
     unlike: list[str] = field(default_factory=list)
     budgets: list[Budget] = field(default_factory=list)
+    leaders: list[Leader] = field(default_factory=list)
     lead: Lead | None = None
 
     @property
@@ -77,6 +95,7 @@ class Comparison:
 def compute(studies: list[Study]) -> Comparison:
     found = Comparison([_member(study) for study in studies], differing(studies), unlike(studies))
     found.budgets = [budget for unit in ("trials", "steps") if (budget := _budget(found.members, unit))]
+    found.leaders = [] if found.unlike else leaders(studies)
     best = found.ranked[:2]
     paired = not found.unlike and "seed" not in found.differing
     if paired and len(best) == 2 and all(each.answer.finalists for each in best):
@@ -92,6 +111,7 @@ def _member(study: Study) -> Member:
     return Member(
         study.name, told, health.compute(study), reached(study), importance.compute(study), slices.rates(study),
         tradeoffs.compute(study), params, [(row["step"], row["val_loss"]) for row in rows], study.record.sampler,
+        study.record.command,
     )  # fmt: skip
 
 
@@ -106,6 +126,18 @@ def reached(study: Study) -> list[Reached]:
         lowest = min(lowest, losses.get(trial.name, math.inf))
         found += [Reached(trials, steps, lowest)] if math.isfinite(lowest) else []
     return found
+
+
+def leaders(studies: list[Study]) -> list[Leader]:
+    """The best of the trials that may win, best first."""
+    found = [_leader(study, row) for study in studies for row in leaderboard(study) if row.rank is not None]
+    return sorted(found, key=lambda leader: leader.loss)[:LEADERS]
+
+
+def _leader(study: Study, row: LeaderRow) -> Leader:
+    told, own = settings(row.params, short_names(searched_keys(study))), row.metrics["best_val_loss"]
+    assert own is not None  # it has a rank
+    return Leader(study.name, row.name, told, own, row.metrics["trainable_params"], row.metrics["train_seconds"])
 
 
 def _budget(members: list[Member], unit: str) -> Budget | None:

@@ -94,6 +94,7 @@ def captions(found: Comparison) -> dict[str, str]:
         [f"{each.study} {plural(each.answer.counts.complete, 'completed trial')}" for each in found.members]
     )
     return {
+        "leaders": _leaders(found),
         "best": f"The lowest loss so far, by trials that had ended and by the steps they had taken: {trials}.",
         "importance": "How much each setting separates a study's best trials from all of them, where enough have "
         "completed. The shares of a study add up to 1.",
@@ -101,3 +102,9 @@ def captions(found: Comparison) -> dict[str, str]:
         "rates": "The completed trials of each study; not drawn of one with fewer than three learning rates.",
         "tradeoffs": "The completed trials of each study; not drawn of one whose trials all cost the same.",
     }
+
+
+def _leaders(found: Comparison) -> str:
+    if found.leaders:
+        return f"The best {plural(len(found.leaders), 'completed trial')} of all studies, each by its own seed."
+    return "No ranking: the losses cannot be compared." if found.unlike else "No trial has completed."

@@ -73,6 +73,21 @@ def test_the_sentences(found):
     ]
 
 
+def test_the_best_of_all_studies(found, folders):
+    assert [(each.study, each.trial, each.loss) for each in found.leaders[:4]] == [
+        ("long", "trial-0003", 1.75), ("long", "trial-0008", 1.8125), ("long", "trial-0005", 1.875),
+        ("short", "trial-0001", 1.875),
+    ]  # fmt: skip
+    assert found.leaders[3].settings == "learning_rate 0.0003, rank 16, scale_ratio 2"
+    assert len(found.leaders) == 10, "eight and two have completed"
+    record = load_study(folders[1])
+    record.data["fingerprint"] = "other"
+    save_study(folders[1], record)
+    unlike = comparison.compute([load(folder) for folder in folders])
+    assert unlike.leaders == []
+    assert comparison_sentences.captions(unlike)["leaders"] == "No ranking: the losses cannot be compared."
+
+
 def test_a_random_search_is_called_one(folders):
     record = load_study(folders[1])
     record.sampler = "RandomSampler"
