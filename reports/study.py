@@ -50,6 +50,11 @@ class Study:
         done = [trial for trial in self.searched if trial.state == "complete" and value(trial) is not None]
         return sorted(done, key=lambda trial: (value(trial), trial.number or 0))
 
+    def reached(self, trial: TrialRecord) -> int:
+        """The steps it has done; of one that has not ended, those up to its last evaluation."""
+        rows = self.curves.get(trial.name) if trial.state == "running" else None
+        return int(rows[-1]["step"]) if rows else trial.step
+
     def broken(self, trial: TrialRecord) -> str:
         """Which constraints of the search the trial breaks, in words; empty if none."""
         return broken(trial, constraints_of(self.record.config))

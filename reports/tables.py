@@ -86,13 +86,18 @@ def _leader_row(study: Study, trial: TrialRecord, rank: int | None, seeds: Seeds
     own, base = value(trial), value(study.base)
     nats = base - own if own is not None and base is not None and trial.role != "base" else None
     return LeaderRow(
-        rank, trial.name, trial.role, trial.state, trial.reason,
+        rank, trial.name, trial.role, _state(study, trial), trial.reason,
         {key: setting(trial, key) for key in searched_keys(study) if has_axis(study, trial, key)}, _metrics(trial),
         nats, relative(nats, base) if nats is not None and base is not None else None,
-        trial.step, trial.planned_steps, trial.best_step, wins,
+        study.reached(trial), trial.planned_steps, trial.best_step, wins,
         seeds.mean if seeds else None, seeds.sd if seeds else None, seeds.n if seeds else None,
         study.broken(trial) if trial.role not in ("base", "default") else "", _run_page(study, trial),
     )  # fmt: skip
+
+
+def _state(study: Study, trial: TrialRecord) -> str:
+    """How it stands. One that was in training when the search was interrupted is recorded as running."""
+    return "interrupted" if trial.state == "running" and study.record.state == "interrupted" else trial.state
 
 
 def _run_page(study: Study, trial: TrialRecord) -> str | None:

@@ -29,17 +29,12 @@ class Standing(Study):
         return [trial for trial in self.trials if trial.state == "running"]
 
     @property
-    def steps(self) -> dict[str, int]:
-        """The last step evaluated of running trials, by name."""
-        return {name: int(rows[-1]["step"]) if rows else 0 for name, rows in self.curves.items()}
-
-    @property
     def reasons(self) -> Counter[str]:
         return Counter(trial.reason or "no reason known" for trial in self.searched if trial.state == "failed")
 
     @property
     def total_steps(self) -> int:
-        return sum(trial.step for trial in self.trials) + sum(self.steps.values())
+        return sum(map(self.reached, self.trials))
 
     @property
     def seconds(self) -> float:
@@ -63,7 +58,7 @@ class Standing(Study):
 
     def progress(self, trial: TrialRecord) -> float:
         """The done part of a running trial, as of its last evaluation."""
-        return self.steps[trial.name] / max(1, trial.planned_steps)
+        return self.reached(trial) / max(1, trial.planned_steps)
 
     def _span(self, trial: TrialRecord) -> tuple[float, float] | None:
         """When it was in training, in seconds since 1970."""

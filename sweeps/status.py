@@ -65,7 +65,7 @@ def described(study: Standing) -> list[str]:
 def _under_way(study: Standing, trial: TrialRecord) -> str:
     again = "to go on from its checkpoint" if trial.name in study.saved else "to be run again from step 0"
     how = "at step" if study.at_work else f"begun, {again}; was at"
-    return f"{trial.name}  {how} {study.steps[trial.name]} of {trial.planned_steps}{_settings(trial.params)}"
+    return f"{trial.name}  {how} {study.reached(trial)} of {trial.planned_steps}{_settings(trial.params)}"
 
 
 def _whole(study: Standing) -> list[str]:

@@ -1,9 +1,12 @@
 """The leaderboard's order and numbers, failures, and how to reproduce."""
 
+from dataclasses import replace
+
+from lora_core.records import load_trial, save_trial
 from reports import tables
 from reports.reproduce import changed, flat, reproduce
 from reports.study import load, short_names
-from tests.reports.helpers import RANK, RATIO
+from tests.reports.helpers import RANK, RATIO, write_repeat
 
 
 def test_reference_rows_first_then_by_loss_then_the_unfinished(study_folder):
@@ -36,6 +39,20 @@ def test_rows_lead_to_their_runs(make_study):
     assert runs["base"] is None
     tracked["tracking"]["link"] = "javascript:alert(1)/#/"
     assert not any(row.run for row in tables.leaderboard(load(make_study("other", **tracked))))
+
+
+def test_trials_that_have_not_ended_say_how_far_they_came(make_study):
+    folder = make_study(state="running", trials=[(8, 2.0, 1e-4, None, "running", None)], default=None)
+    write_repeat(folder, 0, 1, None, state="running")
+    for name in ("trial-0000", "confirm-0000-1"):
+        save_trial(folder / name, replace(load_trial(folder / name), step=0))  # as it is until a trial ends
+    study = load(folder)
+    told = {row.name: (row.state, row.steps) for row in tables.leaderboard(study)}
+    assert told == {"base": ("complete", 0), "trial-0000": ("running", 40), "confirm-0000-1": ("running", 40)}
+    study.record.state = "interrupted"
+    frame = tables.trials_frame(study, tables.leaderboard(study))
+    assert list(frame["state"]) == ["complete", "interrupted", "interrupted"]
+    assert list(frame["steps"]) == ["0", "40", "40"]
 
 
 def test_failures_name_their_reason(study_folder):
