@@ -62,6 +62,7 @@ class Tracker:
         self._live: dict[str, TrialRun] = {}
         self._begun: set[str] = set()  # trials that were started since `open_study`
         self._over: set[str] = set()  # trials whose runs have ended
+        self._described: list[Run] = []  # those of trials that say what place they had when the study was complete
 
     @property
     def link(self) -> str:
@@ -205,6 +206,7 @@ class Tracker:
         """Brings the store to what lies on disk, but for trials of whose start we have yet to be told."""
         self._live.clear()
         there = self._runs_there()
+        self._described = [run for run in there.values() if DESCRIPTION in run.data.tags]
         self.study.runs = {name: run.info.run_id for name, run in there.items()}
         records = [r for r in self._records() if r.name in self._earlier | self._begun]
         for record in records:
@@ -272,6 +274,7 @@ class Tracker:
             self.store.end(run_id, "KILLED", GIVEN_UP)
 
     def _start(self, spec: TrialSpec | TrialRecord, copied: bool = False) -> None:
+        self._forget_places()
         if spec.name in self._live:
             self._live[spec.name].interrupt()
         if earlier := self.study.runs.get(spec.name):
@@ -281,6 +284,12 @@ class Tracker:
         if self.study.kind == "train":
             link = run_link(base_of(self.store.uri), self.store.experiment_id, run.run_id)
             self.study.tracking = {**self.study.tracking, "run_id": run.run_id, "link": link}
+
+    def _forget_places(self) -> None:
+        """Another trial may change the place of each."""
+        for run in self._described:
+            self.store.untag(run, DESCRIPTION)
+        self._described = []
 
     def _end(self, record: TrialRecord) -> None:
         self._live[record.name].end(record)

@@ -272,6 +272,17 @@ def test_each_trial_says_its_place_once_the_study_is_complete(sweep: Sweep) -> N
     assert f"/runs/{sweep.record.tracking['run_id']}/artifacts/report/report.html?" in told[0]
 
 
+def test_no_trial_keeps_its_place_once_another_begins(sweep: Sweep) -> None:
+    sweep.run(sweep.spec("trial-0000"), [3.0, 2.0])
+    sweep.tracker.close_study(sweep.record, "complete", None)
+    sweep.open()
+    assert DESCRIPTION in sweep.mlflow_run("trial-0000").data.tags
+    sweep.tracker.start_trial(sweep.record, sweep.spec("trial-0001"))
+    assert DESCRIPTION not in sweep.mlflow_run("trial-0000").data.tags
+    sweep.tracker.close_study(sweep.record, "interrupted", None)
+    assert DESCRIPTION not in sweep.mlflow_run("trial-0000").data.tags
+
+
 def test_an_interrupted_study_is_reopened_with_a_new_run_for_the_trial(sweep: Sweep) -> None:
     sweep.run(sweep.spec("trial-0000"), [3.0, 2.0])
     sweep.tracker.start_trial(sweep.record, sweep.spec("trial-0001"))
