@@ -16,7 +16,7 @@ from lora_core.trial import TrialSpec
 from reports.constraints import Constraint, broken
 from reports.wording import clock, listed, loss, plural
 from sweeps import interrupts, protocol
-from sweeps.live import in_lines, linked, table
+from sweeps.live import in_lines, table
 from sweeps.run_values import short_settings
 from sweeps.work import Work
 
@@ -74,7 +74,7 @@ class Display:
 
     def answer(self, text: str) -> None:
         """What the command was run for."""
-        self.console.print(linked(text) if self.is_live else text, markup=False)
+        self.console.print(text, markup=False)
 
     def say(self, text: str) -> None:
         if not self.quiet:

@@ -1,13 +1,11 @@
-"""What a terminal shows: trials in training as a table, curves as characters, lines and addresses that fit."""
+"""What a terminal shows: trials in training as a table, curves as characters, lines that fit."""
 
 import math
-import re
 from collections.abc import Sequence
 from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
-from rich.text import Text
 
 from reports import wording
 from sweeps.run_values import short_settings
@@ -74,12 +72,3 @@ def _cells(trial: Running, curve: int) -> dict[str, str]:
         "valid": wording.loss(last),
         "": sparkline(trial.losses[1:], curve),
     }
-
-
-def linked(text: str) -> Text:
-    """The text with long addresses cut at their first `&`, as links that lead to the whole of them."""
-    found = Text()
-    for place, part in enumerate(re.split(r"(https?://[^\s&]+&\S+)", text)):
-        is_address = place % 2 == 1
-        found.append(part.partition("&")[0] if is_address else part, f"link {part}" if is_address else None)
-    return found

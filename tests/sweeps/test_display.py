@@ -105,6 +105,13 @@ def test_quiet() -> None:
     assert written(made) == "yes\n"
 
 
+def test_an_address_stays_whole_in_a_narrow_window() -> None:
+    made = display(40)
+    text = "MLflow  http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning&compareRunsMode=CHART"
+    made.answer(text)
+    assert written(made) == f"{text}\n"
+
+
 def test_a_row_for_each_trial_in_training() -> None:
     made = display(80)
     made.ended(ended(0, 1.5))

@@ -3,11 +3,8 @@
 import math
 
 import pytest
-from rich.style import Style
 
-from sweeps.live import in_lines, linked, sparkline
-
-LINK = "http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning&orderByAsc=true"
+from sweeps.live import in_lines, sparkline
 
 
 @pytest.mark.parametrize(
@@ -32,11 +29,3 @@ def test_lines_break_between_parts() -> None:
     assert in_lines(parts, 35) == ["3/32 trials  best 0.2069 trial-0006", "5 min left"]
     assert in_lines(parts, 34) == ["3/32 trials", "best 0.2069 trial-0006  5 min left"]
     assert in_lines(parts, 5) == parts
-
-
-def test_a_long_address_is_cut_and_leads_to_all_of_it() -> None:
-    text = linked(f"MLflow  {LINK}\nand http://127.0.0.1:5000")
-    assert text.plain == f"MLflow  {LINK.partition('&')[0]}\nand http://127.0.0.1:5000"
-    (span,) = [span for span in text.spans if span.style]
-    assert isinstance(span.style, str) and Style.parse(span.style).link == LINK
-    assert text.plain[span.start : span.end].startswith("http")
