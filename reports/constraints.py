@@ -7,6 +7,7 @@ from typing import Any
 
 from lora_core.errors import UserError, near
 from lora_core.records import TrialRecord
+from reports.wording import amount
 
 # Numbers of a trial's record; of the second group less is better.
 MEASURED = ("tokens_per_second", "scale_ratio", "multiplier")
@@ -75,4 +76,4 @@ def broken(trial: TrialRecord, constraints: list[Constraint]) -> str:
 
 def _found(trial: TrialRecord, constraint: Constraint) -> str:
     number = trial.metrics.get(ALIASES.get(constraint.metric, constraint.metric))
-    return "not known" if number is None else f"{number:.4g}"
+    return "not known" if number is None else amount(number) if abs(number) >= 1000 else f"{number:.4g}"

@@ -6,7 +6,7 @@ import pytest
 
 from lora_core.records import load_study, load_trial, save_study, save_trial
 from reports import answer, curves, heatmap, sentences, tables
-from reports.constraints import parse
+from reports.constraints import broken, parse
 from reports.study import load
 from reports.writer import build
 
@@ -63,6 +63,13 @@ def test_the_leaderboard_marks_it(constrained):
     assert rows["trial-0003"].standing == "complete, breaks adapter_mb<2 (3.5)"
     assert rows["trial-0008"].standing == rows["default"].standing == "complete"
     assert rows["trial-0002"].standing == "pruned"
+
+
+def test_a_large_number_that_breaks_one_is_written_out(constrained):
+    record = load_trial(constrained / "trial-0003")
+    record.metrics |= {"trainable_params": 32_768, "adapter_mb": 3.14159}
+    told = broken(record, [parse("trainable_params<=10"), parse("adapter_mb<3")])
+    assert told == "breaks trainable_params<=10 (32,768), adapter_mb<3 (3.142)"
 
 
 def test_nothing_else_takes_it_for_the_best(constrained):
