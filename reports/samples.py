@@ -27,12 +27,14 @@ class Row:
 @dataclass
 class Samples:
     """`max_tokens`: of an answer. `wanted`: how many rows; the data may have fewer. `adapters`: the trials that were
-    asked, and the sha256 of what they answered with; null: the base model."""
+    asked, and the sha256 of what they answered with; null: the base model. `why_not`: why there are none, although
+    there is a file."""
 
     max_tokens: int = 0
     wanted: int = 0
     adapters: dict[str, str | None] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
+    why_not: str | None = None
 
     def right(self, name: str) -> int:
         """How many answers of a trial are just as expected."""
@@ -40,13 +42,18 @@ class Samples:
 
 
 def load(folder: Path) -> Samples:
-    """Those of the study in `folder`; none where there are none, or where the file is not ours."""
+    """Those of the study in `folder`; none where there is no file."""
+    file = folder / FILE
+    if not file.exists():
+        return Samples()
     try:
-        told: dict[str, Any] = json.loads((folder / FILE).read_text())
+        told: dict[str, Any] = json.loads(file.read_text())
         rows = [from_dict(Row, row) for row in told["rows"]]
         return Samples(told["max_tokens"], told["wanted"], told["adapters"], [_visible(row) for row in rows])
     except (OSError, ValueError, KeyError, TypeError):
-        return Samples()
+        return Samples(
+            why_not=f"Not shown: {FILE} is damaged or of another version. Resuming the search makes it anew."
+        )
 
 
 def _visible(row: Row) -> Row:

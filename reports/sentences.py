@@ -142,7 +142,9 @@ def _also(answer: Answer) -> list[str]:
 
 
 def samples(found: Samples) -> str:
-    """How the answers were made, and how many are as expected."""
+    """How the answers were made, and how many are as expected; or why there are none."""
+    if found.why_not:
+        return found.why_not
     right = [f"{found.right(name)} of {OVER.get(name, name)}" for name in found.adapters]
     return (
         f"The likeliest continuations of {plural(len(found.rows), 'prompt')} from the rows for tests or validation, up "

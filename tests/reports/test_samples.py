@@ -4,6 +4,8 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+import pytest
+
 import reports
 from lora_core.records import write_json
 from reports import samples, sentences
@@ -48,9 +50,15 @@ def test_what_was_answered_stands_side_by_side(study_folder: Path) -> None:
 def test_without_them_there_is_no_section(study_folder: Path) -> None:
     out = reports.build(study_folder).parent
     assert "Sample answers" not in (out / "report.html").read_text() + (out / "report.md").read_text()
-    for content in ("no json", "[]", '{"rows": 3}'):
-        (study_folder / samples.FILE).write_text(content)
-        assert samples.load(study_folder) == Samples()
+
+
+@pytest.mark.parametrize("content", ["no json", "[]", '{"rows": 3}', '{"max_tokens": 48, "adapters": {}, "rows": []}'])
+def test_a_file_that_cannot_be_read_is_named(study_folder: Path, content: str) -> None:
+    (study_folder / samples.FILE).write_text(content)
+    out = reports.build(study_folder).parent
+    for file in ("report.html", "report.md"):
+        text = (out / file).read_text()
+        assert "Sample answers" in text and "Not shown: samples.json is damaged or of another version." in text
 
 
 def test_characters_that_command_are_shown_and_others_left() -> None:
