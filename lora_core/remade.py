@@ -1,7 +1,8 @@
 """Inputs of adapted layers that are made again for the gradient instead of being kept: norms and gated units.
 
 They cost a GPU little to make from what is kept anyway, and with what lies on the way to them they are two fifths of a
-block's activations.
+block's activations. An array is known by its identity: a model that changed a norm's output in place (`x += …`) could
+not be trained so. None of mlx_lm's does.
 """
 
 import sys
