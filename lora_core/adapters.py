@@ -316,8 +316,14 @@ def alone(site: Site, weights: Weights, multiplier: float) -> Active:
     """What a single trial has learned of a layer, for the layer to carry; nothing is dropped."""
     a, b, *magnitude = (array[None] for array in weights)
     b = multiplier * b
-    gain = magnitude[0] / site.module.lengths(a, b) if magnitude else None
-    return Active(a, b, gain=gain)
+    return Active(a, b, gain=gain_of(magnitude[0], site.module.lengths(a, b)) if magnitude else None)
+
+
+def gain_of(magnitude: mx.array, lengths: mx.array) -> mx.array:
+    """What DoRA multiplies each row of W + ΔW by: m by the row's length. A slot that leaves the layer out has zeros
+    for m, and leaves its rows as they are; a row of zeros has no direction that could be learned, and stays one."""
+    share = magnitude / mx.where(lengths == 0, 1, lengths)  # not only chosen away: the gradient to 0/0 would be NaN
+    return mx.where((magnitude == 0) & (lengths > 0), 1, share)
 
 
 @contextmanager

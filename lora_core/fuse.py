@@ -15,7 +15,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.utils import dequantize_model, load_config, save
 
 from lora_core.adapter_files import Adapter
-from lora_core.adapters import Site, Weights
+from lora_core.adapters import Site, Weights, gain_of
 from lora_core.disk import check_room
 from lora_core.models import Base
 from lora_core.split import dtype_of
@@ -88,7 +88,7 @@ def _sum(base: mx.array, weights: Weights, multiplier: float) -> mx.array:
     """W₀ + ΔW, with DoRA each row at its learned length."""
     a, b, *magnitude = weights
     merged = base + multiplier * (a @ b).swapaxes(-1, -2)
-    return merged * (magnitude[0] / mx.linalg.norm(merged, axis=1))[:, None] if magnitude else merged
+    return merged * gain_of(magnitude[0], mx.linalg.norm(merged, axis=1))[:, None] if magnitude else merged
 
 
 def _squares(difference: mx.array) -> float:

@@ -15,7 +15,7 @@ import mlx.core as mx
 import numpy as np
 
 from lora_core import backend
-from lora_core.adapters import Active, ExpertLora, Site, Weights, activated
+from lora_core.adapters import Active, ExpertLora, Site, Weights, activated, gain_of
 from lora_core.dropout import Dropout
 from lora_core.head import Losses
 from lora_core.remade import noting, users_of_swiglu
@@ -126,7 +126,7 @@ class Computation:
         actives = [
             Active(
                 a, b, dropouts[i] if dropouts else None, traits.drop_input,
-                _gain(magnitude[0], lengths[i]) if lengths else None,
+                gain_of(magnitude[0], lengths[i]) if lengths else None,
             )
             for i, (a, b, *magnitude) in enumerate(weights)
         ]  # fmt: skip
@@ -208,11 +208,6 @@ def _lengths(sites: list[Site], ready: list[Weights]) -> list[mx.array] | None:
     if len(ready[0]) == 2:
         return None
     return [site.module.lengths(a, b) for site, (a, b, _) in zip(sites, ready, strict=True)]
-
-
-def _gain(magnitude: mx.array, lengths: mx.array) -> mx.array:
-    """What DoRA multiplies each row of W + ΔW by; a slot that leaves the layer out, which then has zeros, leaves it."""
-    return mx.where(magnitude == 0, 1, magnitude / lengths)
 
 
 def _dropouts(

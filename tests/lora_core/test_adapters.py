@@ -20,6 +20,7 @@ from lora_core.adapters import (
     StackedLora,
     activated,
     find_shared_inputs,
+    gain_of,
     initial,
     install,
     remove,
@@ -297,6 +298,14 @@ def test_dora_changes_nothing_before_the_first_step() -> None:
     assert mx.array_equal(module(x), plain)
     module.active.gain = 1.001 * module.active.gain
     assert not mx.array_equal(module(x), plain)
+
+
+def test_the_gain_and_its_gradient_are_finite_where_a_row_is_zero() -> None:
+    """Of two layers, one that the slot trains and one that it leaves out."""
+    m, lengths = mx.array([[3.0, 0.0], [0.0, 0.0]]), mx.array([[2.0, 0.0], [2.0, 0.0]])
+    assert gain_of(m, lengths).tolist() == [[1.5, 0.0], [1.0, 0.0]]
+    gradient = mx.grad(lambda m: gain_of(m, lengths)[:, 0].sum())(m)
+    assert gradient.tolist() == [[0.5, 0.0], [0.0, 0.0]]
 
 
 def test_gradients_of_dora_are_autograds() -> None:

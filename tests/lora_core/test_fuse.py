@@ -1,6 +1,7 @@
 """Merged weights are W₀ + s·(A·B)ᵀ, the folder is replaced whole, and the base model is itself again."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,8 +20,9 @@ from lora_core.config import TrainConfig, TrainerConfig
 from lora_core.engine import Engine
 from lora_core.fuse import fuse
 from lora_core.models import loading
+from lora_core.records import load_metrics
 from tests.lora_core.architectures import write_model
-from tests.lora_core.helpers import demo, new_engine
+from tests.lora_core.helpers import demo, new_engine, new_spec, run
 
 S = 2.5
 
@@ -171,3 +173,20 @@ def test_what_rounding_takes_of_the_change_is_measured(size: float, tmp_path: Pa
         changed += (delta**2).sum()
     assert error == pytest.approx((lost / changed) ** 0.5, rel=1e-2)
     assert (error > 0.1) == (size < 1)
+
+
+def test_dora_over_a_row_of_zeros_trains_and_merges(tmp_path: Path) -> None:
+    engine = new_engine(2)
+    for site in engine.sites:  # one of the two trials leaves block 2 out
+        if site.key == "mlp.up_proj":
+            site.module.linear.weight[0] = 0
+    specs = [new_spec(tmp_path, f"top-{n}", train_type="dora", num_layers=n) for n in (1, 2)]
+    records = run(engine, *specs)
+    assert [record.state for record in records] == ["complete", "complete"]
+    assert all(record.metrics["best_val_loss"] < load_metrics(Path(s.folder))[0]["val_loss"] - 0.01
+               for record, s in zip(records, specs, strict=True))  # fmt: skip
+    config = TrainConfig.from_dict(specs[0].config)
+    engine.fuse(Path(specs[0].folder) / "adapters", config, tmp_path / "fused")
+    merged = Engine(models.load(str(tmp_path / "fused")), engine.data, 1)
+    loss = merged.score(replace(config, train_type="lora"), None, "valid")
+    assert loss == pytest.approx(records[0].metrics["best_val_loss"], rel=1e-5)
