@@ -13,7 +13,7 @@ from safetensors import SafetensorError, deserialize, safe_open
 from safetensors.numpy import save_file
 
 from lora_core import peft
-from lora_core.errors import UserError
+from lora_core.errors import UserError, first_line
 from lora_core.records import ADAPTER, write_json
 
 CONFIG = "adapter_config.json"
@@ -35,6 +35,7 @@ class Stored:
         if not self.config:
             raise UserError(f"It has no {CONFIG} beside it, which tells what multiplies B·A.")
         config = peft.mlx_config(self.config, self.modules) if self.is_peft else self.config
+        _check_base_named(config)
         if config.get("fine_tune_type") != "full":
             _check_parts(self.modules, self.tensors, config.get("fine_tune_type") == "dora")
             _check_parameters(config.get("lora_parameters"), self.tensors)
@@ -85,7 +86,7 @@ def read(path: str, named: str | None = None) -> Stored:
     path), if it is missing, damaged, changed since it was saved, not finite, or of no known layout."""
     named = named or path
     file = _file(Path(path), named)
-    config = _config(file.parent / CONFIG)
+    config = read_config(file.parent / CONFIG)
     content = file.read_bytes()
     if "sha256" in config and hashlib.sha256(content).hexdigest() != config["sha256"]:
         raise UserError(f"{named}: {file.name} is not the file that was saved: its sha256 is not that in {CONFIG}.")
@@ -124,7 +125,9 @@ def _check_parts(modules: Iterable[str], tensors: dict[str, np.ndarray], dora: b
     if unknown := sorted(name for name in tensors if name.rpartition(".")[2] not in peft.SIDES):
         raise UserError(f"{unknown[0]} is no part of an adapter, which has {', '.join(peft.SIDES)}.")
     for module in modules:
-        lengths, b = tensors.get(f"{module}.m"), tensors.get(f"{module}.lora_b", np.empty(0))
+        lengths, b = tensors.get(f"{module}.m"), tensors.get(f"{module}.lora_b")
+        if b is None:
+            raise UserError(f"{module} has m alone, expected lora_a and lora_b with it.")
         if dora and (lengths is None or lengths.shape != b.shape[-1:]):
             found = "no m" if lengths is None else f"m {list(lengths.shape)}"
             raise UserError(f"{module} has {found}, expected m {list(b.shape[-1:])} with DoRA.")
@@ -135,12 +138,20 @@ def _check_parts(modules: Iterable[str], tensors: dict[str, np.ndarray], dora: b
 def _check_parameters(lora: Any, tensors: dict[str, np.ndarray]) -> None:
     """Raises UserError unless `lora_parameters` has a scale, and the rank that the weights have."""
     known = lora if isinstance(lora, dict) else {}
-    if not isinstance(known.get("scale"), int | float):
-        raise UserError(f"Its {CONFIG} has no lora_parameters.scale that is a number.")
+    scale, rank = known.get("scale"), known.get("rank")
+    if not peft.is_number(scale):
+        raise UserError(f"Its {CONFIG} has lora_parameters.scale {peft.shown(scale)}, expected a finite number.")
     ranks = {tensor.shape[1] for name, tensor in tensors.items() if name.endswith(".lora_a")}
-    if ranks - {known.get("rank")}:
+    if type(rank) is not int or ranks - {rank}:
         found = ", ".join(map(str, sorted(ranks)))
-        raise UserError(f"Its {CONFIG} has lora_parameters.rank {known.get('rank')}, its weights rank {found}.")
+        raise UserError(f"Its {CONFIG} has lora_parameters.rank {peft.shown(rank)}, its weights rank {found}.")
+
+
+def _check_base_named(config: dict[str, Any]) -> None:
+    """Raises UserError unless what tells the base model, as far as it is there, is text."""
+    for key in ("model", *peft.ORIGIN):
+        if not isinstance(config.get(key), str | None):
+            raise UserError(f"Its {CONFIG} has {key} {peft.shown(config[key])}, expected text.")
 
 
 def check_base(config: dict[str, Any], fingerprint: str | None, named: str) -> None:
@@ -161,17 +172,20 @@ def _file(path: Path, named: str) -> Path:
     return found[0]
 
 
-def _config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """The settings in a JSON file; none if there is no such file. Raises UserError if it holds something else."""
     try:
         config = json.loads(path.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: not valid JSON ({error.msg}).") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not text in UTF-8 ({error.reason} at byte {error.start}).") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets in brackets in …
+        raise UserError(f"{path}: no settings that can be read ({first_line(error)}).") from None
     if not isinstance(config, dict):
-        raise UserError(f"{path} holds {json.dumps(config)[:40]}, expected settings in {{…}}.")
+        raise UserError(f"{path} holds {peft.shown(config)}, expected settings in {{…}}.")
     return config
 
 

@@ -4,8 +4,10 @@ B·A written as α. Names and arrays only; PEFT itself is not needed.
 PEFT divides α by r, or by √r with `use_rslora`; mlx_lm multiplies by `scale` as it is.
 """
 
+import json
 import math
 import re
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -26,6 +28,17 @@ FOREIGN = (
 
 Tensors = dict[str, np.ndarray]
 Config = dict[str, Any]
+
+
+def is_number(value: Any) -> bool:
+    """Whether a float can hold it: Python also reads true, NaN, Infinity and whole numbers of any length from JSON."""
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
+
+
+def shown(value: Any) -> str:
+    """A setting as it stands in a file, for a message."""
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:40]}…"
 
 
 def is_peft(tensors: Tensors) -> bool:
@@ -119,8 +132,13 @@ def mlx_config(config: Config, modules: Iterable[str]) -> Config:
 def _check_plain(config: Config) -> None:
     if config.get("peft_type") != "LORA":
         raise UserError(f"peft_type is {config.get('peft_type')}: expected LORA.")
-    if missing := [key for key in ("r", "lora_alpha") if not config.get(key)]:
+    if missing := [key for key in ("r", "lora_alpha") if config.get(key) is None]:
         raise UserError(f"Its adapter_config.json lacks {' and '.join(missing)}.")
+    rank, alpha = config["r"], config["lora_alpha"]
+    if type(rank) is not int or not is_number(rank) or rank < 1:
+        raise UserError(f"Its adapter_config.json has r {shown(rank)}, expected a whole number above 0.")
+    if not is_number(alpha) or alpha == 0:
+        raise UserError(f"Its adapter_config.json has lora_alpha {shown(alpha)}, expected a finite number but 0.")
     asked = [key for key in FOREIGN if config.get(key)]
     asked += ["bias"] if config.get("bias", "none") != "none" else []
     start = config.get("init_lora_weights")

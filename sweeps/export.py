@@ -1,17 +1,17 @@
 """`lora-sweep export ADAPTER --format peft|mlx`: the same adapter in the files of another program."""
 
 import argparse
-import json
 import shlex
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
-from lora_core.adapter_folder import Stored, read, save_adapter, save_peft
+from lora_core.adapter_folder import Stored, read, read_config, save_adapter, save_peft
 from lora_core.config import loads_in_mlx_lm
 from lora_core.errors import UserError
-from lora_core.models.sources import HUB_ID
+from lora_core.models.sources import HUB_ID, located
+from lora_core.peft import shown
 from reports.wording import typed
 from sweeps.pick import Picked, pick
 
@@ -51,8 +51,9 @@ def _to_mlx(stored: Stored, out: Path) -> list[str]:
     config, notes = stored.mlx_config, []
     if "sha256" not in stored.config:  # else it is as it was when the model's own layers had it
         notes = _layers_compared(stored, config, "mlx_lm")
+    command = _answering(config, out)  # before anything is written: it may find the base model damaged
     save_adapter(out, stored.tensors, config)
-    return [_answering(config, out), *notes]
+    return [command, *notes]
 
 
 def _answering(config: dict[str, Any], adapter: Path) -> str:
@@ -96,9 +97,9 @@ def _base(config: dict[str, Any]) -> str:
     """Where transformers is to find the base model: on the hub, so that other machines do too, in the folder that was
     given, which may have been quantised since, or where mlx_lm has it."""
     path = str(config.get("model_path") or "")
-    local = Path(path).expanduser()
+    local = located(path)
     if path and (local / "config.json").is_file():
-        return str(local.absolute())
+        return str(local)
     return path if HUB_ID.fullmatch(path) and not local.exists() else str(config.get("model"))
 
 
@@ -128,18 +129,21 @@ def _fits(module: str, tensors: dict[str, Any], known: dict[str, list[int]]) -> 
 
 
 def _shapes_of(folder: Path) -> dict[str, list[int]]:
-    """Of all tensors of the model in `folder`; none if there is no model."""
+    """Of all tensors of the model in `folder`; none if there is no model. Raises UserError if a file is damaged."""
     shapes: dict[str, list[int]] = {}
     for file in folder.glob("model*.safetensors"):
-        with safe_open(file, framework="numpy") as weights:
-            shapes.update({name: weights.get_slice(name).get_shape() for name in weights.keys()})  # noqa: SIM118
+        try:
+            with safe_open(file, framework="numpy") as weights:
+                shapes.update({name: weights.get_slice(name).get_shape() for name in weights.keys()})  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"its base model is damaged, {file}: {error}.") from None
     return shapes
 
 
 def _bits(folder: Path) -> int | None:
-    """Of the model in `folder`; None where it is not quantised, or not there."""
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except FileNotFoundError:
-        return None
-    return (config.get("quantization") or {}).get("bits")
+    """Of the model in `folder`; None where it is not quantised, or not there. Raises UserError if it does not tell."""
+    file = folder / "config.json"
+    quantization = read_config(file).get("quantization") or {}
+    if not isinstance(quantization, dict):
+        raise UserError(f"{file} has quantization {shown(quantization)}, expected settings in {{…}}.")
+    return quantization.get("bits")

@@ -1,5 +1,6 @@
 """Finds the MLX folder that a `model.path` means; converts or downloads where there is none yet."""
 
+import os
 import re
 from importlib import metadata
 from pathlib import Path
@@ -20,14 +21,19 @@ def find(path: str) -> tuple[Path, list[str]]:
         return tiny.folder_of(), []
     if path.startswith(PACKAGE):
         return _convert(_file_of_package(path.removeprefix(PACKAGE)))
-    local = Path(path).expanduser()
+    local = located(path)
     if local.is_dir():
-        return _checked(local.absolute()), []
+        return _checked(local), []
     if local.is_file():
-        return _convert(local.absolute())
+        return _convert(local)
     if HUB_ID.fullmatch(path) and local.suffix != ".gguf":
         return _download(path), []
     raise UserError(f"model.path={path}: no such file or folder.{_hint(path, local)}")
+
+
+def located(path: str) -> Path:
+    """The file or folder that `path` means, if it means one. `~name` is itself where nobody has that name."""
+    return Path(os.path.expanduser(path)).absolute()
 
 
 def _hint(path: str, local: Path) -> str:

@@ -91,7 +91,8 @@ LORA = {"fine_tune_type": "lora", "lora_parameters": {"rank": 4, "scale": 2.0}}
         ("dora", {"x.m": (5,)}, None),
         ("dora", {}, r"x has no m, expected m \[5\] with DoRA"),
         ("dora", {"x.m": (6,)}, r"x has m \[6\], expected m \[5\]"),
-        ("dora", {"x.m": (5,), "y.m": (5,)}, r"y has m \[5\], expected m \[0\]"),
+        ("dora", {"x.m": (5,), "y.m": (5,)}, "y has m alone, expected lora_a and lora_b"),
+        ("dora", {"x.m": (5,), "y.m": (0,)}, "y has m alone"),
         ("lora", {"x.m": (5,)}, "x has m, which only DoRA has"),
         ("lora", {"x.weight": (5, 6)}, "x.weight is no part of an adapter"),
     ],
@@ -104,9 +105,31 @@ def test_layers_have_the_parts_of_their_method(tmp_path: Path, kind: str, extra:
         assert read(str(tmp_path)).mlx_config["fine_tune_type"] == kind
 
 
-@pytest.mark.parametrize("content", [b"null", b"[]", b'"sha256"', b"\xff\xfe", b"{"])
+@pytest.mark.parametrize("content", [b"null", b"[]", b'"sha256"', b"\xff\xfe", b"{", b"[" * 9**5, b"1" * 9**5])
 def test_a_configuration_that_is_none_is_refused(tmp_path: Path, content: bytes) -> None:
     mx.save_safetensors(str(tmp_path / "adapters.safetensors"), {n: mx.ones(shape) for n, shape in SOUND.items()})
     (tmp_path / "adapter_config.json").write_bytes(content)
     with pytest.raises(UserError, match=r"adapter_config\.json"):
         read(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        *(({"scale": json.loads(value)}, f"scale {value[:40]}") for value in ("NaN", "-Infinity", "true", "1" * 400)),
+        ({"scale": None}, "scale null, expected a finite number"),
+        ({"rank": [4]}, r"rank \[4\], its weights rank 4"),
+        ({"rank": 4.0}, r"rank 4\.0, its weights rank 4"),
+        ({"model_path": 7}, "model_path 7, expected text"),
+        ({"model": ["m"]}, "model .* expected text"),
+    ],
+)
+def test_settings_of_other_types_are_refused(tmp_path: Path, changes: dict, said: str) -> None:
+    tensors = {name: np.ones(shape, np.float32) for name, shape in SOUND.items()}
+    parameters = {key: changes.get(key, value) for key, value in LORA["lora_parameters"].items()}
+    save_adapter(tmp_path, tensors, {})
+    settings = json.dumps({**LORA, **changes, "lora_parameters": parameters})
+    (tmp_path / "adapter_config.json").write_text(settings)
+    stored = read(str(tmp_path))
+    with pytest.raises(UserError, match=said):
+        _ = stored.mlx_config

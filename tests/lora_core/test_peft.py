@@ -108,6 +108,11 @@ def test_the_base_model_is_told_apart(tmp_path: Path) -> None:
     [
         ({"peft_type": "IA3"}, "IA3"),
         ({"r": None}, "lacks r"),
+        *(({"r": value}, "has r .*, expected a whole number above 0") for value in ("8", [8], 8.0, True, 0, 10**400)),
+        *(
+            ({"lora_alpha": value}, "has lora_alpha .*, expected a finite number but 0")
+            for value in ("16", [16], float("nan"), True, 0, 10**400)
+        ),
         ({"rank_pattern": {"q_proj": 4}}, "rank_pattern"),
         ({"alpha_pattern": {"q_proj": 4}}, "alpha_pattern"),
         ({"bias": "all"}, "bias=all"),

@@ -208,6 +208,9 @@ def test_another_width_and_an_unknown_multiplier_are_refused(engine: Engine, tmp
     config = TrainConfig.from_dict(fitting(tmp_path, str(tmp_path)).config)
     with pytest.raises(UserError, match=r"no adapter_config.json beside it"):
         engine.check(config)
+    (tmp_path / "adapter_config.json").write_text('{"lora_parameters": {"scale": NaN, "rank": 2}}')
+    with pytest.raises(UserError, match=r"resume_adapter_file=.*scale NaN, expected a finite number"):
+        engine.check(config)
     (tmp_path / "adapter_config.json").write_text('{"lora_parameters": {"scale": 2.0, "rank": 2}}')
     with pytest.raises(UserError, match=rf"{name} is 64 × 256, expected 64 × 128"):
         engine.check(config)

@@ -165,9 +165,9 @@ def test_an_adapter_that_was_changed(place: Place, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"lora_parameters": None}, "has no lora_parameters.scale that is a number"),
-        ({"lora_parameters": {"rank": 4, "scale": "x"}}, "has no lora_parameters.scale that is a number"),
-        ({"lora_parameters": {"rank": None, "scale": 2.0}}, "has lora_parameters.rank None, its weights rank 4"),
+        ({"lora_parameters": None}, "has lora_parameters.scale null, expected a finite number"),
+        ({"lora_parameters": {"rank": 4, "scale": "x"}}, 'has lora_parameters.scale "x", expected a finite number'),
+        ({"lora_parameters": {"rank": None, "scale": 2.0}}, "has lora_parameters.rank null, its weights rank 4"),
         ({"lora_parameters": {"rank": 8, "scale": 2.0}}, "has lora_parameters.rank 8, its weights rank 4"),
     ],
     ids=str,
@@ -189,7 +189,7 @@ def test_where_transformers_finds_the_base(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "mine" / "config.json").touch()
     for path, base in (
         ("builtin:tiny", "/cache/made"), (None, "/cache/made"), ("mine", f"{tmp_path}/mine"), ("a/b", "a/b"),
-        ("model.gguf", "/cache/made"),
+        ("model.gguf", "/cache/made"), ("~nobody/x", "/cache/made"),
     ):  # fmt: skip
         assert _base({"model": "/cache/made", "model_path": path}) == base
 
@@ -198,3 +198,40 @@ def test_a_place_that_cannot_be(place: Place, tmp_path: Path, capsys: pytest.Cap
     (tmp_path / "file").touch()
     assert export(place, "train/one", "--format", "peft", "--out", str(tmp_path / "file" / "out")) == 2
     assert "cannot be written: Not a directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["peft", "mlx"])
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("config.json", "{", "config.json:1: not valid JSON"),
+        ("config.json", "[]", "holds [], expected settings"),
+        ("config.json", '{"quantization": "4bit"}', 'has quantization "4bit", expected settings'),
+        ("model.safetensors", "", "its base model is damaged"),
+        ("model.safetensors", None, "its base model is damaged"),
+    ],
+)
+def test_a_damaged_base_is_refused_before_anything_is_written(
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str, name: str, content: str | None,
+    said: str,
+) -> None:  # fmt: skip
+    ours = read(str(place.folder("train/one") / "adapters"))
+    base, adapter, out = tmp_path / "base", tmp_path / "adapter", tmp_path / "out"
+    shutil.copytree(ours.config["model"], base)
+    save_adapter(adapter, ours.tensors, {**ours.config, "model": str(base)})
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    del settings["sha256"]  # so that its layers are compared
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    whole = (base / name).read_text(errors="replace")
+    (base / name).write_text(whole[: len(whole) // 2] if content is None else content)
+    assert export(place, str(adapter), "--format", form, "--out", str(out)) == 2
+    error = capsys.readouterr().err
+    assert said in error and str(base / name) in error and len(error.splitlines()) <= 3 and not out.exists()
+
+
+def test_a_base_that_is_a_file_is_not_there(place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ours = read(str(place.folder("train/one") / "adapters"))
+    (tmp_path / "base").touch()
+    save_adapter(tmp_path / "adapter", ours.tensors, {**ours.config, "model": str(tmp_path / "base")})
+    assert export(place, str(tmp_path / "adapter"), "--format", "peft") == 0
+    assert f"not at {tmp_path / 'base'}, so its layers were not compared" in capsys.readouterr().out
