@@ -13,6 +13,7 @@ from lora_core.adapter_folder import check_base, read
 from lora_core.adapters import ExpertLora, Site, Weights
 from lora_core.config import TrainConfig
 from lora_core.errors import UserError
+from lora_core.models.sources import located
 from lora_core.records import ModelInfo
 from lora_core.split import Split
 
@@ -22,10 +23,11 @@ Adapter = Sequence[Weights]  # A [in, r], B [r, out], and with DoRA m [out], by 
 
 def adapter_config(config: TrainConfig, sites: Sequence[Site], model: ModelInfo) -> dict[str, Any]:
     """What `mlx_lm.load` needs to rebuild the layers, what a reader wants to know, and what base it is for."""
-    lora = config.lora_parameters
+    lora, base = config.lora_parameters, located(model.path)
     common = {
         "fine_tune_type": config.train_type, "num_layers": model.depth - config.bottom(model.depth),
-        "model": model.folder, "model_path": model.path, "model_fingerprint": model.fingerprint,
+        "model": model.folder, "model_path": str(base) if base.exists() else model.path,
+        "model_fingerprint": model.fingerprint,
     }  # fmt: skip
     if config.train_type == "full":
         return common  # no layer has to be rebuilt

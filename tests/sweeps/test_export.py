@@ -235,3 +235,19 @@ def test_a_base_that_is_a_file_is_not_there(place: Place, tmp_path: Path, capsys
     save_adapter(tmp_path / "adapter", ours.tensors, {**ours.config, "model": str(tmp_path / "base")})
     assert export(place, str(tmp_path / "adapter"), "--format", "peft") == 0
     assert f"not at {tmp_path / 'base'}, so its layers were not compared" in capsys.readouterr().out
+
+
+def test_a_base_given_by_a_relative_path_is_found_from_anywhere(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    tiny.write(tmp_path / "models" / "mine")
+    monkeypatch.chdir(tmp_path)
+    for study, words in {"whole": [], "few": ["quantization=8bit"]}.items():
+        more = ["model.path=models/mine", f"study={study}", "trainer.iters=1", *words]
+        assert main(["train", *place.arguments(*more)]) == 0
+    monkeypatch.chdir("/")
+    for study in ("whole", "few"):
+        assert export(place, f"train/{study}", "--format", "peft") == 0
+        made = place.folder(f"train/{study}") / "adapters" / "peft" / "adapter_config.json"
+        assert json.loads(made.read_text())["base_model_name_or_path"] == str(tmp_path / "models" / "mine")
