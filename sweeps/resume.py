@@ -46,7 +46,12 @@ class Source:
 
 
 def source_of(config: SweepConfig) -> Source:
-    """What `resume` means. Raises UserError if there is no such trial, or no whole state of it."""
+    """What `resume` means. Raises UserError if there is no such trial, no whole state of it, or a second start."""
+    if config.resume_adapter_file is not None:
+        raise UserError(
+            f"resume={config.resume} and resume_adapter_file={config.resume_adapter_file} are two starts.\n"
+            "The first goes on from the whole state of a trial, the second begins anew from an adapter: leave one out."
+        )
     study, text = study_and_trial(Path(config.output_dir), str(config.resume))
     trial = record_of(study, text)
     folder = study.folder if study.record.kind == "train" else study.folder / trial.name

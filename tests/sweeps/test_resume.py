@@ -28,3 +28,8 @@ def test_trials_that_left_no_state(
     with pytest.raises(UserError) as refused:
         resume.source_of(SweepConfig(resume=f"w/{record.name}"))
     assert said in str(refused.value) and "None" not in str(refused.value)
+
+
+def test_two_starts_are_refused() -> None:
+    with pytest.raises(UserError, match=r"resume=w/7 and resume_adapter_file=there are two starts"):
+        resume.source_of(SweepConfig(resume="w/7", resume_adapter_file="there"))
