@@ -61,7 +61,12 @@ def test_the_same_winner_is_registered_once(place: Place, uri: str) -> None:
     assert len(client.search_model_versions("name='s'")) == 1
     assert study.winner is not None
     study.winner.adapter_sha256 = "another"
+    assert study.winner.adapter is not None
+    exported = Path(study.winner.adapter) / "peft"
+    exported.mkdir()
+    (exported / "adapter_model.safetensors").touch()
     register(store, study)
+    assert not list((place.root / "mlruns").rglob("adapter_model.safetensors"))
     assert [version.version for version in client.search_model_versions("name='s'")] == [2, 1]
     assert client.get_model_version_by_alias("s", ALIAS).version == 2
 
