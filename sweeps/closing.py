@@ -43,8 +43,7 @@ class Closing:
                 fused = Fused(None, damage) if damage else worker.fuse(adapter, best.config, self.folder / "best", bits)
             except WorkerDied as death:
                 fused = Fused(None, write_log(self.folder, death))
-        if fused.note:
-            self.note(fused.note)
+        self.note(fused.note)
 
     def score(self, worker: Worker, tracker: Teller) -> None:
         """Scores the test set, if there is one. The winner is known by now: what it says changes nothing."""

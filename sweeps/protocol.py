@@ -25,8 +25,6 @@ from lora_core.records import DataInfo, ModelInfo
 from lora_core.samples import Answer
 from lora_core.trial import Ended, Evaluated, TrialSpec
 
-NOTEWORTHY = 1e-3  # a smaller share of ΔW lost in merging is not spoken of
-
 
 @dataclass
 class Setup:
@@ -105,20 +103,19 @@ class Fused:
     loss: float = 0.0
 
     @property
-    def note(self) -> str | None:
-        """What to say of it; nothing where it went as it should."""
+    def note(self) -> str:
+        """What to say of it."""
         if self.folder is None:
             return f"Merging failed: {self.reason}"
+        merged = f"In merging, rounding to the base's dtype changed ΔW by {100 * self.error:.2g} % of its size."
         if self.reason is not None:
-            return f"The model in {self.folder} is whole, but not in {self.quantization}: {self.reason}"
+            return f"{merged} The model in {self.folder} is whole, but not in {self.quantization}: {self.reason}"
         if self.quantization is not None:
             return (
-                f"The model in {self.folder} was put in {self.quantization}: that changed its weights by "
+                f"{merged} The model in {self.folder} was put in {self.quantization}: that changed its weights by "
                 f"{100 * self.changed:.2g} % of their size, and its validation loss is {self.loss:.4f}."
             )
-        if self.error < NOTEWORTHY:
-            return None
-        return f"In merging, rounding to the base's dtype changed ΔW by {100 * self.error:.2g} % of its size."
+        return merged
 
 
 @dataclass

@@ -190,9 +190,8 @@ class Run:
                 fused = worker.fuse(adapter, trial.config, adapter / "fused", self.config.fuse_quantization)
             except WorkerDied as death:
                 fused = Fused(None, write_log(self.folder, death))
-        if fused.note:
-            self.record.notes.append(fused.note)
-            self.display.say(fused.note)
+        self.record.notes.append(fused.note)
+        self.display.answer(fused.note)
         return fused.folder
 
 

@@ -87,9 +87,12 @@ def test_settings_keep_their_types() -> None:
     assert Path(go.start[0].folder) == Path("/out/ä b")
 
 
-def test_a_merge_is_spoken_of_where_something_was_lost() -> None:
-    assert Fused("/merged", error=1e-5).note is None
-    assert "changed ΔW by 25 % of its size" in str(Fused("/merged", error=0.25).note)
+def test_what_a_merge_has_cost_is_said() -> None:
+    assert "changed ΔW by 0 % of its size" in Fused("/merged").note
+    assert "changed ΔW by 2e-05 % of its size" in Fused("/merged", error=2e-7).note
+    few = Fused("/merged", error=0.25, quantization="4bit", changed=0.5, loss=2.0).note
+    assert "changed ΔW by 25 % of its size" in few and "its weights by 50 % of their size" in few
+    assert "changed ΔW by 25 % of its size" in Fused("/merged", error=0.25).note
     assert Fused(None, "no space").note == "Merging failed: no space"
-    assert "/merged is whole, but not in 4bit: no space" in str(Fused("/merged", "no space", quantization="4bit").note)
-    assert "/merged was put in 4bit" in str(Fused("/merged", quantization="4bit").note)
+    assert "/merged is whole, but not in 4bit: no space" in Fused("/merged", "no space", quantization="4bit").note
+    assert "/merged was put in 4bit" in Fused("/merged", quantization="4bit").note

@@ -44,6 +44,7 @@ def test_what_a_search_leaves(undisturbed: Place) -> None:
     assert (record.state, record.environment["slots"]) == ("complete", 1)
     for file in ("report/report.html", "report/trials.csv", "best/config.json", "best/model.safetensors"):
         assert (undisturbed.folder() / file).exists()
+    assert [note for note in record.notes if note.startswith("In merging, rounding to the base's dtype changed ΔW by ")]
     assert not list(undisturbed.folder().glob("*.log"))
     adapters = {file.parts[-3] for file in undisturbed.folder().glob("*/adapters/adapters.safetensors")}
     assert adapters == {"default", *(trial.name for trial in trials)}

@@ -38,6 +38,7 @@ def test_what_a_run_leaves(place: Place) -> None:
         assert (folder / "adapters" / file).exists()
     assert json.loads((folder / "adapters/fused/config.json").read_text())["quantization"]["bits"] == 8
     (note,) = (note for note in record.notes if "put in 8bit" in note)
+    assert "changed ΔW by 0 % of its size" in note  # a base in float32
     changed, loss = re.findall(r"weights by (\S+) % of their size, .* is (\S+)\.$", note)[0]
     assert 0 < float(changed) < 1 and float(loss) == pytest.approx(trial.value, rel=0.01)
 
