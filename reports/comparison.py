@@ -4,7 +4,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from reports import answer, health, importance, slices, tradeoffs
+from reports import answer, health, importance, samples, slices, tradeoffs
 from reports.content import plain
 from reports.curves import history
 from reports.importance import Importance
@@ -29,6 +29,7 @@ class Member:
     best: list["Reached"]
     importance: Importance
     rates: slices.Rates
+    slices: slices.Slices
     tradeoffs: tradeoffs.Tradeoffs
     params: dict[str, Any]  # of the winner, by short name
     curve: list[tuple[float, float]]  # of the winner, by step
@@ -70,16 +71,26 @@ class Budget:
 
 
 @dataclass
+class Asked:
+    """A prompt that several studies have answered; `answers`: "base" or study → answer of its winner."""
+
+    prompt: str
+    expected: str
+    answers: dict[str, str]
+
+
+@dataclass
 class Comparison:
     """`differing`: setting → its text in each study. `unlike`: what makes the losses incomparable. `leaders`: the best
-    trials of all studies, where they are comparable. `lead`: that of the best study's winner over the next one's, where
-    both were trained with the same seeds."""
+    trials of all studies, where they are comparable. `asked`: prompts that all have answered. `lead`: that of the best
+    study's winner over the next one's, where both were trained with the same seeds."""
 
     members: list[Member]
     differing: dict[str, list[str]]
     unlike: list[str] = field(default_factory=list)
     budgets: list[Budget] = field(default_factory=list)
     leaders: list[Leader] = field(default_factory=list)
+    asked: list[Asked] = field(default_factory=list)
     lead: Lead | None = None
 
     @property
@@ -96,6 +107,7 @@ def compute(studies: list[Study]) -> Comparison:
     found = Comparison([_member(study) for study in studies], differing(studies), unlike(studies))
     found.budgets = [budget for unit in ("trials", "steps") if (budget := _budget(found.members, unit))]
     found.leaders = [] if found.unlike else leaders(studies)
+    found.asked = asked(studies)
     best = found.ranked[:2]
     paired = not found.unlike and "seed" not in found.differing
     if paired and len(best) == 2 and all(each.answer.finalists for each in best):
@@ -108,10 +120,10 @@ def _member(study: Study) -> Member:
     names = short_names(searched_keys(study))
     params = {names[key]: found for key, found in told.winner.params.items()} if told.winner else {}
     rows = study.curves[study.winner.name] if study.winner else []
+    curve = [(row["step"], row["val_loss"]) for row in rows]
     return Member(
         study.name, told, health.compute(study), reached(study), importance.compute(study), slices.rates(study),
-        tradeoffs.compute(study), params, [(row["step"], row["val_loss"]) for row in rows], study.record.sampler,
-        study.record.command,
+        slices.slices(study), tradeoffs.compute(study), params, curve, study.record.sampler, study.record.command,
     )  # fmt: skip
 
 
@@ -138,6 +150,26 @@ def _leader(study: Study, row: LeaderRow) -> Leader:
     told, own = settings(row.params, short_names(searched_keys(study))), row.metrics["best_val_loss"]
     assert own is not None  # it has a rank
     return Leader(study.name, row.name, told, own, row.metrics["trainable_params"], row.metrics["train_seconds"])
+
+
+def asked(studies: list[Study]) -> list[Asked]:
+    """In the order of the first study."""
+    each = [{row.prompt: row for row in samples.load(study.folder).rows} for study in studies]
+    shared = [row for prompt, row in each[0].items() if all(prompt in rows for rows in each)]
+    return [
+        Asked(row.prompt, row.expected, _answers(studies, [rows[row.prompt].answers for rows in each]))
+        for row in shared
+    ]
+
+
+def _answers(studies: list[Study], answers: list[dict[str, str]]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for study, own in zip(studies, answers, strict=True):
+        if "base" in own:
+            found["base"] = own["base"]
+        if study.winner is not None and study.winner.name in own:
+            found[study.name] = own[study.winner.name]
+    return found
 
 
 def _budget(members: list[Member], unit: str) -> Budget | None:

@@ -2,6 +2,7 @@
 
 from reports.comparison import Budget, Comparison, Member
 from reports.lead_sentences import verdict
+from reports.noise import mean_and_spread
 from reports.wording import NOTHING, listed, loss, percent, plural, settings, signed
 
 
@@ -99,6 +100,11 @@ def captions(found: Comparison) -> dict[str, str]:
         "importance": "How much each setting separates a study's best trials from all of them, where enough have "
         "completed. The shares of a study add up to 1.",
         "curves": "The winner of each study.",
+        "slices": "The completed trials of each study, by each setting that one of them has searched.",
+        "noise": _noise(found),
+        "samples": f"What the base model and the winners make of {plural(len(found.asked), 'prompt')}."
+        if found.asked
+        else "Not shown: the studies have no prompt in common that their winners have answered.",
         "rates": "The completed trials of each study; not drawn of one with fewer than three learning rates.",
         "tradeoffs": "The completed trials of each study; not drawn of one whose trials all cost the same.",
     }
@@ -108,3 +114,10 @@ def _leaders(found: Comparison) -> str:
     if found.leaders:
         return f"The best {plural(len(found.leaders), 'completed trial')} of all studies, each by its own seed."
     return "No ranking: the losses cannot be compared." if found.unlike else "No trial has completed."
+
+
+def _noise(found: Comparison) -> str:
+    means = [f"{each.study} {mean_and_spread(seeds)}" for each in found.members for seeds in each.answer.finalists]
+    if not means:
+        return "Not drawn: no study has trained a setting with several seeds."
+    return f"The loss of each seed. Mean ± standard deviation of the sample: {'; '.join(means)}."

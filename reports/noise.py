@@ -23,12 +23,12 @@ class Noise:
 
     @property
     def caption(self) -> str:
-        told = "; ".join(_told(each) for each in self.finalists)
+        means = "; ".join(mean_and_spread(each) for each in self.finalists)
         out = outside(self.frame, [], self.references)
-        return f"Mean ± standard deviation of the sample: {told}. {out}".strip()
+        return f"Mean ± standard deviation of the sample: {means}. {out}".strip()
 
 
-def _told(seeds: Seeds) -> str:
+def mean_and_spread(seeds: Seeds) -> str:
     spread = "" if seeds.sd is None else f" ± {loss(seeds.sd)}"
     return f"{seeds.name} {loss(seeds.mean)}{spread} (n = {seeds.n})"
 

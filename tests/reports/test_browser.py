@@ -54,7 +54,7 @@ def test_a_comparison_is_whole_and_asks_for_nothing(browser: Browser, tmp_path: 
     seen = open_page(browser, address, PHONE)
     assert seen.errors == [] and seen.requests == [address]
     assert seen.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    names = ("best-0", "best-1", "importance-0", "rates-0", "curves-0")
+    names = ("best-0", "best-1", "importance-0", "rates-0", "slices-0", "slices-1", "slices-2", "curves-0")
     assert set(marks(seen.page)) == {f"plot-{name}" for name in names}
     assert all(marks(seen.page).values())
     seen.page.close()

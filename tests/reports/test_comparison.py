@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from lora_core.records import load_study, load_trial, save_study, save_trial
-from reports import comparison, comparison_panels, comparison_sentences
-from reports.comparison import Budget, Reached
+from lora_core.records import load_study, load_trial, save_study, save_trial, write_json
+from reports import comparison, comparison_panels, comparison_sentences, samples
+from reports.comparison import Asked, Budget, Reached
 from reports.study import load
 from reports.writer import compare
 from tests.reports.helpers import AXES, RANK, RATE, TRIALS, write_repeat
@@ -86,6 +86,59 @@ def test_the_best_of_all_studies(found, folders):
     unlike = comparison.compute([load(folder) for folder in folders])
     assert unlike.leaders == []
     assert comparison_sentences.captions(unlike)["leaders"] == "No ranking: the losses cannot be compared."
+
+
+def test_settings_of_all_studies_in_one_figure(found):
+    """The short study has searched the learning rate alone."""
+    panels = {panel.x: panel for panel in comparison_panels.panels(found)["slices"]}
+    rates, ranks = panels["learning_rate"], panels["rank"]
+    assert [one.name for one in rates.series] == ["long", "short"] and rates.log_x and not rates.ticks
+    assert (rates.series[1].x, rates.series[1].y) == ([3e-4, 1e-4], [1.875, 2.5])
+    assert [one.name for one in ranks.series] == ["long"] and [*ranks.ticks.values()] == ["4", "8", "16", "32"]
+
+
+def test_a_choice_here_and_a_range_there_are_two_figures(make_study):
+    axes = [{**AXES[2], "choices": [1e-4, 3e-4]}]
+    studies = [load(make_study("range")), load(make_study("choice", trials=SHORT, axes=axes))]
+    panels = comparison_panels.panels(comparison.compute(studies))["slices"]
+    assert [[one.name for one in panel.series] for panel in panels if panel.x == "learning_rate"] == [
+        ["range"], ["choice"],
+    ]  # fmt: skip
+
+
+def test_choices_of_all_studies_stand_in_order(make_study):
+    axes = [[{**axis, "choices": choices} for axis in AXES if axis["key"] == RANK] for choices in ([8, 32], [4, 8, 16])]
+    row = (2.0, 1e-4, 2.0, "complete", None)
+    trials = [[(rank, *row) for rank in ranks] for ranks in ((8, 32), (4, 16))]
+    studies = [load(make_study(name, trials=trials[i], axes=axes[i])) for i, name in enumerate(("one", "two"))]
+    (panel,) = comparison_panels.panels(comparison.compute(studies))["slices"]
+    assert [*panel.ticks.values()] == ["4", "8", "16", "32"]
+    assert [sorted(one.x) for one in panel.series] == [[1.0, 3.0], [0.0, 2.0]]
+
+
+def test_seeds_of_all_studies_in_one_figure(make_study):
+    confirm = {"config": {"search": {"confirm": {"k": 1, "repeats": 2}}}}
+    studies = [make_study("single", trials=SHORT), make_study("several", trials=SHORT, **confirm)]
+    for repeat, loss in ((1, 2.0), (2, 1.75)):
+        write_repeat(studies[1], 1, repeat, loss)
+    found = comparison.compute([load(folder) for folder in studies])
+    (panel,) = comparison_panels.panels(found)["noise"]
+    ((name, x, y),) = [(one.name, one.x, one.y) for one in panel.series]
+    assert (name, x, sorted(y)) == ("several", [0.0] * 3, [1.75, 1.875, 2.0]) and panel.ticks == {0.0: "trial-0001"}
+    caption = comparison_sentences.captions(found)["noise"]
+    assert caption.endswith("sample: several trial-0001 1.8750 ± 0.1250 (n = 3).")
+
+
+def test_answers_of_the_winners_side_by_side(folders):
+    assert comparison.compute([load(folder) for folder in folders]).asked == []
+    for folder, winner in zip(folders, ("trial-0003", "trial-0001"), strict=True):
+        own = {"prompt": winner, "expected": "", "answers": {}}
+        shared = {"prompt": "How?", "expected": "So.", "answers": {"base": "What?", winner: f"So says {winner}."}}
+        told = {"max_tokens": 8, "wanted": 2, "adapters": {}, "rows": [own, shared]}
+        write_json(folder / samples.FILE, told)
+    found = comparison.compute([load(folder) for folder in folders])
+    answers = {"base": "What?", "long": "So says trial-0003.", "short": "So says trial-0001."}
+    assert found.asked == [Asked("How?", "So.", answers)]
 
 
 def test_a_random_search_is_called_one(folders):
