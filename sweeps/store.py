@@ -1,7 +1,8 @@
 """One experiment of an MLflow store: runs with their params, points of curves, files, data and models."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
@@ -144,14 +145,20 @@ class Store:
         return model.model_id
 
     def add_folder(self, run_id: str, folder: Path, name: str) -> None:
-        self.carries_files = True
-        try:
+        with self._carrying():
             self.client.log_artifacts(run_id, str(folder), name)
-        finally:
-            self.carries_files = False
 
     def add_file(self, run_id: str, file: Path, folder: str) -> None:
-        self.client.log_artifact(run_id, str(file), folder)
+        with self._carrying():
+            self.client.log_artifact(run_id, str(file), folder)
+
+    @contextmanager
+    def _carrying(self) -> Iterator[None]:
+        self.carries_files = True
+        try:
+            yield
+        finally:
+            self.carries_files = False
 
     def files(self, run_id: str, folder: str) -> list[str]:
         """The paths of what is in a folder of a run."""

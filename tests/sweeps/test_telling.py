@@ -23,6 +23,7 @@ from sweeps import telling
 from sweeps.cli import main
 from sweeps.display import Display
 from sweeps.run_values import CURVES
+from sweeps.store import Store
 from sweeps.trial_run import TrialRun
 from tests.sweeps.faults import tried
 from tests.sweeps.helpers import Place, quick
@@ -219,6 +220,16 @@ def test_what_takes_long_at_the_end(monkeypatch: pytest.MonkeyPatch, carries: bo
     teller.open_study(record, Path())
     problem = teller.close_study(record, "complete", None)
     assert problem is None if says is None else says in (problem or "")
+
+
+def test_files_and_folders_are_known_to_be_on_their_way(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(f"sqlite:///{place.root}/mlflow.db", "tests")
+    during: list[bool] = []
+    for name in ("log_artifact", "log_artifacts"):
+        monkeypatch.setattr(store.client, name, lambda *_: during.append(store.carries_files))
+    store.add_file("run", place.root / "file", "adapters")
+    store.add_folder("run", place.root, "report")
+    assert during == [True, True] and not store.carries_files
 
 
 def test_a_bug_in_the_telling_is_not_taken_for_a_store_that_is_gone(
