@@ -17,6 +17,7 @@ from lora_core.errors import UserError, first_line
 from lora_core.records import ADAPTER, write_json
 
 CONFIG = "adapter_config.json"
+FILES = (CONFIG, ADAPTER)  # of which an adapter consists
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 
 
@@ -44,7 +45,7 @@ class Stored:
     @property
     def modules(self) -> list[str]:
         """The names of the layers that it belongs to."""
-        return list(dict.fromkeys(name.rpartition(".")[0] for name in self.tensors))
+        return peft.modules_of(self.tensors)
 
 
 def save_adapter(folder: Path, tensors: peft.Tensors, config: dict[str, Any]) -> str:
@@ -92,8 +93,6 @@ def read(path: str, named: str | None = None) -> Stored:
         raise UserError(f"{named}: {file.name} is not the file that was saved: its sha256 is not that in {CONFIG}.")
     try:
         tensors = {name: _array(stored) for name, stored in deserialize(content)}
-        with safe_open(file, framework="numpy") as weights:
-            told = weights.metadata() or {}
     except (SafetensorError, KeyError) as error:
         raise UserError(f"{named} is not a safetensors file of floats: {error}") from None
     if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
@@ -104,7 +103,12 @@ def read(path: str, named: str | None = None) -> Stored:
         _check_pairs(tensors)
     except UserError as error:
         raise UserError(f"{named}: {error}") from None
-    return Stored(tensors, config | _origin(told) if theirs else config, theirs)
+    return Stored(tensors, config | _origin(_metadata(file)) if theirs else config, theirs)
+
+
+def _metadata(file: Path) -> dict[str, str]:
+    with safe_open(file, framework="numpy") as weights:
+        return weights.metadata() or {}
 
 
 def _check_pairs(tensors: dict[str, np.ndarray]) -> None:

@@ -41,6 +41,11 @@ def shown(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:40]}…"
 
 
+def modules_of(tensors: Tensors) -> list[str]:
+    """The names of the layers that the tensors belong to."""
+    return list(dict.fromkeys(name.rpartition(".")[0] for name in tensors))
+
+
 def is_peft(tensors: Tensors) -> bool:
     return any(".lora_A." in name or ".lora_embedding_A" in name for name in tensors)
 
@@ -54,7 +59,7 @@ def to_peft(tensors: Tensors, config: Config, base: str) -> tuple[Tensors, Confi
             f"{len(experts)} matrices belong to layers of experts ({experts[0]}), which transformers holds "
             "otherwise.\nFor PEFT, leave those layers out by lora_parameters.keys."
         )
-    modules = list(dict.fromkeys(name.rpartition(".")[0] for name in tensors))
+    modules = modules_of(tensors)
     rslora = lora.get("scaling") == "alpha_over_sqrt_r"
     alpha = lora["scale"] * (math.sqrt(lora["rank"]) if rslora else lora["rank"])
     made = {

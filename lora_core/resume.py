@@ -58,7 +58,7 @@ def refitted(
             fresh, squares = _fitted(own, fresh, site, multiplier, config.lora_parameters.multiplier)
             lost, whole = lost + squares[0], whole + squares[1]
         start.weights[site.index] = fresh
-    start.notes = _differences(names.values(), {name.rpartition(".")[0] for name in stored.tensors}, named)
+    start.notes = _differences(names.values(), stored.modules, named)
     if lost:
         start.error = float(np.sqrt(lost / whole))
         rank = max(tensor.shape[-1] for name, tensor in stored.tensors.items() if name.endswith(".lora_a"))

@@ -6,16 +6,15 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
-from lora_core.adapter_folder import CONFIG
+from lora_core.adapter_folder import FILES
 from lora_core.config import loads_in_mlx_lm
-from lora_core.records import ADAPTER, StudyRecord
+from lora_core.records import StudyRecord
 from reports.study import Study, adapter_folder
 from sweeps.store import Store  # before mlflow: it decides how that is imported
 
 from mlflow.exceptions import MlflowException  # isort: skip
 
 ALIAS = "champion"
-FILES = (CONFIG, ADAPTER)
 CODE = Path(__file__).with_name("champion_model.py")
 
 

@@ -6,8 +6,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_core.adapter_folder import CONFIG
-from lora_core.records import ADAPTER, StudyRecord, TrialRecord
+from lora_core.adapter_folder import FILES
+from lora_core.records import StudyRecord, TrialRecord
 from lora_core.trial import TrialSpec
 from sweeps.run_values import (
     OBJECTIVE,
@@ -128,7 +128,7 @@ class TrialRun:
         """The adapter's files, and for a complete trial a model of the Models tab; returns the model's id."""
         if record.adapter is None or not Path(record.adapter).is_dir():
             return None
-        files = (Path(record.adapter) / name for name in (CONFIG, ADAPTER))
+        files = (Path(record.adapter) / name for name in FILES)
         for file in filter(Path.is_file, files):  # and nothing that was merged or exported there since
             self.store.add_file(self.run_id, file, "adapters")
         if record.state != "complete":
