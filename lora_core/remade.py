@@ -6,11 +6,11 @@ not be trained so. None of mlx_lm's does.
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -19,16 +19,12 @@ from mlx_lm.models.activations import swiglu
 from lora_core.fused import fused, sigmoid
 
 
-class Function(Protocol):
-    def __call__(self, *sources: mx.array) -> mx.array: ...
-
-
 @dataclass(frozen=True)
 class Recipe:
     """How an array was made."""
 
     made: mx.array  # held, so that its id stays its own
-    function: Function
+    function: Callable[..., mx.array]  # of the sources
     sources: tuple[mx.array, ...]
 
     def follow(self, after: mx.array) -> mx.array:
@@ -39,7 +35,7 @@ class Recipe:
 _recipes: dict[int, Recipe] | None = None  # by id of what was made; None: nobody will ask
 
 
-def note(made: mx.array, function: Function, *sources: mx.array) -> mx.array:
+def note(made: mx.array, function: Callable[..., mx.array], *sources: mx.array) -> mx.array:
     """Tells that `made` is cheap to make again; returns it."""
     if _recipes is not None:
         _recipes[id(made)] = Recipe(made, function, sources)

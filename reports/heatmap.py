@@ -68,9 +68,8 @@ def compute(study: Study, across: Across) -> Heatmap:
         told = f"rank {ranks[0]:g} and {across.name} {values[0]:.4g}"
         why_not = f"Not drawn: neither rank nor {across.name} varied; all completed trials have {told}."
         return Heatmap(across.name, why_not=why_not)
-    if not set(across.keys) & set(searched_keys(study)) and len(set(zip(ranks, values, strict=True))) == len(
-        set(ranks)
-    ):
+    was_searched = not set(across.keys).isdisjoint(searched_keys(study))
+    if not was_searched and len(set(zip(ranks, values, strict=True))) == len(set(ranks)):
         return Heatmap(across.name, why_not=f"Not drawn: {across.name} was not searched, each rank has one.")
     row_of, rank_labels = bins(ranks)
     column_of, labels = bins(values, continuous=_is_continuous(study, across))
