@@ -103,6 +103,7 @@ def test_samples_are_answered_by_those_that_are_compared(confirmed: Place) -> No
     assert all(answers[0]) and answers[0] != answers[2]
 
 
+@pytest.mark.slow
 def test_samples_that_are_not_wanted_any_more_go(place: Place) -> None:
     for wanted in (1, 0):
         assert quick(place, *CONFIRM, "n_trials=1", "search.confirm.k=0", f"tracking.samples={wanted}") == 0
@@ -133,6 +134,7 @@ class Unlimited(Place):
         return super().search_arguments(*more, "search/pruner=none", "search/sampler=random")
 
 
+@pytest.mark.slow
 def test_each_seed_has_a_pack_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Although there is room for three trials, and each seed has two."""
     place = Unlimited(tmp_path)
@@ -189,6 +191,7 @@ def written(place: Place, name: str) -> int:
     return (place.folder() / name / "trial.json").stat().st_mtime_ns
 
 
+@pytest.mark.slow
 def test_a_study_that_is_complete_can_be_confirmed_later(confirmed: Place, place: Place) -> None:
     assert quick(place, *CONFIRM, "search.confirm.k=0") == 0
     assert repeats(place) == []
@@ -199,6 +202,7 @@ def test_a_study_that_is_complete_can_be_confirmed_later(confirmed: Place, place
     assert [[spec.repeat for spec in specs] for specs in more] == [[1], [2], [3, 3, 3]]
 
 
+@pytest.mark.slow
 def test_out_of_memory_while_confirming(place: Place, short_of_memory: Any) -> None:
     """One for which there is no room has failed, with whatever seed, and is not tried again by a resume."""
     alone = ["n_trials=1", "search.confirm.k=1", "search.confirm.repeats=1", "lora_parameters.rank=4"]

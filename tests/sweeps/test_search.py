@@ -95,6 +95,7 @@ def test_the_same_command_gives_the_same(undisturbed: Place, place: Place) -> No
     assert all(result[-1] for result in place.results()[1:])
 
 
+@pytest.mark.slow
 def test_the_same_command_gives_the_same_in_two_slots(undisturbed: Place, place: Place) -> None:
     assert quick(place, "trainer.slots=2") == 0
     first = place.results()
@@ -198,7 +199,7 @@ def fatal(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], None]:
     return arm
 
 
-@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGSEGV, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_the_training_process_dies(
     undisturbed: Place, place: Place, fatal: Callable[..., None], capfd: pytest.CaptureFixture[str], number: int
 ) -> None:
@@ -279,7 +280,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return place
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGKILL, *(pytest.param(s, marks=pytest.mark.slow) for s in (signal.SIGINT, signal.SIGTERM))],
+)
 def test_a_trial_goes_on_where_it_was(whole: Place, place: Place, number: int) -> None:
     parent = place.start(*place.search_arguments(*LONG))
     child = reach(place, "trial-0000", parent)

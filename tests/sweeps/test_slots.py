@@ -128,6 +128,7 @@ def test_one_slot_needs_no_measuring(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "Measuring" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_measuring_runs_out_of_memory(
     tmp_path: Path, short_of_memory: Callable[..., list[Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
