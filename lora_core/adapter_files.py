@@ -10,9 +10,10 @@ import mlx.core as mx
 import numpy as np
 
 from lora_core.adapter_folder import check_base, read
-from lora_core.adapters import ExpertLora, Site, Weights
+from lora_core.adapters import Site
 from lora_core.config import TrainConfig
 from lora_core.errors import UserError
+from lora_core.layers import ExpertLora, Weights
 from lora_core.models.sources import located
 from lora_core.records import ModelInfo
 from lora_core.split import Split

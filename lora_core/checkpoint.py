@@ -17,8 +17,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from lora_core.adapters import Weights
 from lora_core.errors import UserError
+from lora_core.layers import Weights
 from lora_core.records import CHECKPOINT, load_metrics, remove_checkpoint, write_json, write_metrics
 from lora_core.slot import Slot
 from lora_core.stacks import State

@@ -12,9 +12,9 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from lora_core.adapter_files import load_tensors
-from lora_core.adapters import StackedLora, Weights
 from lora_core.frozen import thawed
 from lora_core.head import Losses
+from lora_core.layers import StackedLora, Weights
 from lora_core.pack import settings_of
 from lora_core.slot import Slot
 from lora_core.split import Split

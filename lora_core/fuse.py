@@ -15,8 +15,9 @@ from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.utils import dequantize_model, load_config, save
 
 from lora_core.adapter_files import Adapter
-from lora_core.adapters import Site, Weights, gain_of
+from lora_core.adapters import Site
 from lora_core.disk import check_room
+from lora_core.layers import Weights, gain_of
 from lora_core.models import Base
 from lora_core.split import dtype_of
 

@@ -12,14 +12,15 @@ from typing import Any
 
 import mlx.core as mx
 
-from lora_core import adapters, full
+from lora_core import adapters, full, layers
 from lora_core.adapter_files import adapter_config, load_adapter, named
-from lora_core.adapters import Site, Weights
+from lora_core.adapters import Site
 from lora_core.config import TrainConfig, loads_in_mlx_lm
 from lora_core.errors import UserError
 from lora_core.full import FullPack, Weight
 from lora_core.fuse import fuse, write_model
 from lora_core.keys import check_keys
+from lora_core.layers import Weights
 from lora_core.models import Base
 from lora_core.pack import Pack
 from lora_core.resume import Start, refitted, refitted_full
@@ -45,7 +46,7 @@ class AdaptedLayers:
         check_keys(config.lora_parameters.keys, self.base.info.linear_keys)
         if config.train_type != "dora":
             return []
-        if any(isinstance(site.module, adapters.ExpertLora) for site in self.of(config)):
+        if any(isinstance(site.module, layers.ExpertLora) for site in self.of(config)):
             raise UserError(
                 "train_type=dora: layers of experts take LoRA alone. Leave them out by lora_parameters.keys."
             )

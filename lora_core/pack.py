@@ -6,8 +6,9 @@ from itertools import groupby
 import mlx.core as mx
 import numpy as np
 
-from lora_core.adapters import Site, Weights
+from lora_core.adapters import Site
 from lora_core.config import TrainConfig
+from lora_core.layers import Weights
 from lora_core.slot import Slot
 from lora_core.stacks import Group, Stacks, State, members
 from lora_core.step import Computation, Rows, Traits

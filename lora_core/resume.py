@@ -10,10 +10,11 @@ import numpy as np
 
 from lora_core.adapter_files import weights_of
 from lora_core.adapter_folder import Stored, check_base, read
-from lora_core.adapters import Draw, Site, Weights, initial
+from lora_core.adapters import Draw, Site, initial
 from lora_core.config import TrainConfig
 from lora_core.errors import UserError
 from lora_core.full import Weight
+from lora_core.layers import Weights
 from lora_core.split import Split
 from lora_core.stacks import State
 

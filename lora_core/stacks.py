@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
-from lora_core.adapters import Site, Weights, at_rank, initial
+from lora_core.adapters import Site, at_rank, initial
+from lora_core.layers import Weights
 from lora_core.slot import Slot
 
 # MKL multiplies matrices narrower than this with another kernel, whose last bits differ from those of wider ones.

@@ -15,9 +15,10 @@ import mlx.core as mx
 import numpy as np
 
 from lora_core import backend
-from lora_core.adapters import Active, ExpertLora, Site, Weights, activated, gain_of
+from lora_core.adapters import Site, activated
 from lora_core.dropout import Dropout
 from lora_core.head import Losses
+from lora_core.layers import Active, ExpertLora, Weights, gain_of
 from lora_core.remade import noting, users_of_swiglu
 from lora_core.schedule import BETAS
 from lora_core.slot import Slot

@@ -11,22 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlx_lm.models.switch_layers import SwitchLinear
 
-from lora_core import adapters
-from lora_core.adapters import (
-    Active,
-    Draw,
-    ExpertLora,
-    Site,
-    StackedLora,
-    activated,
-    find_shared_inputs,
-    gain_of,
-    initial,
-    install,
-    remove,
-)
+from lora_core import adapters, layers
+from lora_core.adapters import Draw, Site, activated, find_shared_inputs, initial, install, remove
 from lora_core.config import LoraParameters
 from lora_core.dropout import Dropout
+from lora_core.layers import Active, ExpertLora, StackedLora, gain_of
 
 IN, OUT = 40, 24
 
@@ -267,9 +256,9 @@ def test_lengths_of_rows_are_those_of_the_whole_matrix(bits: int | None) -> None
     module = layer(bits)
     a = mx.random.normal((2, 64, 3), key=mx.random.key(1))
     b = mx.random.normal((2, 3, OUT), key=mx.random.key(2))
-    whole = adapters.dense(module.linear) + (a @ b).swapaxes(1, 2)
+    whole = layers.dense(module.linear) + (a @ b).swapaxes(1, 2)
     np.testing.assert_allclose(np.array(module.lengths(a, b)), np.array(mx.linalg.norm(whole, axis=2)), rtol=1e-5)
-    wrong = adapters.dense(module.linear) + 2 * (a @ b).swapaxes(1, 2)
+    wrong = layers.dense(module.linear) + 2 * (a @ b).swapaxes(1, 2)
     assert np.abs(np.array(module.lengths(a, b)) / np.array(mx.linalg.norm(wrong, axis=2)) - 1).max() > 0.1
 
 
@@ -284,7 +273,7 @@ def dora(module: StackedLora, keep: list[float] | None = None) -> tuple[mx.array
 def test_dora_is_the_whole_matrix_times_the_gain(bits: int | None) -> None:
     module, x = layer(bits), mx.random.normal((4, 6, 64), key=mx.random.key(9))
     a, b, gain, module.active = dora(module)
-    whole = gain[:, :, None] * (adapters.dense(module.linear) + (a @ b).swapaxes(1, 2))
+    whole = gain[:, :, None] * (layers.dense(module.linear) + (a @ b).swapaxes(1, 2))
     expected = x.reshape(2, 12, 64) @ whole.swapaxes(1, 2) + module.linear.bias
     np.testing.assert_allclose(np.array(module(x)), np.array(expected.reshape(4, 6, OUT)), rtol=0, atol=2e-4)
 

@@ -13,8 +13,9 @@ from mlx.utils import tree_flatten
 from mlx_lm.tuner.trainer import TrainingArgs, train
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
-from lora_core.adapters import Active, Draw, activated, initial
+from lora_core.adapters import Draw, activated, initial
 from lora_core.config import TrainConfig
+from lora_core.layers import Active
 from tests.lora_core.helpers import losses, run, weights
 
 STEPS = 20

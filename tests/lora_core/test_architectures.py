@@ -11,10 +11,11 @@ import pytest
 from mlx.utils import tree_flatten
 
 from lora_core import split as splitting
-from lora_core.adapters import Active, activated, packable
+from lora_core.adapters import activated, packable
 from lora_core.config import TrainConfig
 from lora_core.engine import Engine
 from lora_core.head import _linear_head, head_losses
+from lora_core.layers import Active
 from lora_core.split import Split, Whole, choose_split
 from lora_core.trial import TrialSpec
 from tests.lora_core.architectures import ALL, MIXTURES, write_model

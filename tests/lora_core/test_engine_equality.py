@@ -9,8 +9,8 @@ import mlx.core as mx
 import pytest
 
 from lora_core import split as splitting
-from lora_core.adapters import Active
 from lora_core.dropout import Dropout
+from lora_core.layers import Active
 from lora_core.pack import Pack
 from lora_core.step import Computation
 from tests.lora_core.helpers import bits_are_promised, losses, new_engine, new_spec, run, same_result

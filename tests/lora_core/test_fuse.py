@@ -15,10 +15,11 @@ from mlx_lm.utils import dequantize_model
 
 from lora_core import fuse as fusing
 from lora_core import models
-from lora_core.adapters import Site, StackedLora
+from lora_core.adapters import Site
 from lora_core.config import TrainConfig, TrainerConfig
 from lora_core.engine import Engine
 from lora_core.fuse import fuse
+from lora_core.layers import StackedLora
 from lora_core.models import loading
 from lora_core.records import load_metrics
 from tests.lora_core.architectures import write_model

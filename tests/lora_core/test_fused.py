@@ -8,18 +8,18 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from lora_core import adapters, fused, remade
+from lora_core import fused, layers, remade
 from lora_core.fused import Term
 
 SHAPE = (2, 3, 4)
 FORMULAS = [
     (remade._gated, 2, []),
     (remade._gated_gradients, 3, []),
-    (adapters._kept, 1, ["mask", "keep"]),
-    (adapters._sum_of_kept, 2, ["mask", "keep"]),
-    (adapters._scaled_sum, 2, ["gain", None, None, None]),
-    (adapters._scaled_sum, 2, ["gain", "bias", "mask", "keep"]),
-    (adapters._scaled_gradients, 3, ["gain", "bias", "mask", "keep"]),
+    (layers._kept, 1, ["mask", "keep"]),
+    (layers._sum_of_kept, 2, ["mask", "keep"]),
+    (layers._scaled_sum, 2, ["gain", None, None, None]),
+    (layers._scaled_sum, 2, ["gain", "bias", "mask", "keep"]),
+    (layers._scaled_gradients, 3, ["gain", "bias", "mask", "keep"]),
 ]
 OTHERS = {
     "mask": mx.array(np.arange(24).reshape(SHAPE) % 3 > 0),
@@ -70,9 +70,7 @@ def test_where_a_smaller_array_has_its_numbers(shape):
 
 def test_elsewhere_the_results_have_the_dtypes_asked_for():
     values = mx.ones(SHAPE).astype(mx.bfloat16)
-    (sums,) = fused.fused(
-        adapters._sum_of_kept, [values, mx.ones(SHAPE), OTHERS["mask"], OTHERS["keep"]], [mx.bfloat16]
-    )
+    (sums,) = fused.fused(layers._sum_of_kept, [values, mx.ones(SHAPE), OTHERS["mask"], OTHERS["keep"]], [mx.bfloat16])
     assert sums.dtype == mx.bfloat16 and sums[0, 0].tolist() == [1, 3, 3, 1]
 
 

@@ -9,10 +9,11 @@ import pytest
 
 from lora_core import adapter_files, resume
 from lora_core.adapter_folder import read, save_peft
-from lora_core.adapters import Draw, Site, Weights, initial
+from lora_core.adapters import Draw, Site, initial
 from lora_core.config import TrainConfig
 from lora_core.engine import Engine
 from lora_core.errors import UserError
+from lora_core.layers import Weights
 from lora_core.records import load_trial
 from lora_core.resume import Start, resized
 from lora_core.trial import TrialSpec
