@@ -3,15 +3,13 @@
 Nothing heavy is imported before it is known that it will be needed, so that `--help` is instant.
 """
 
-import os
-import signal
 import sys
 from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import version
 
-from lora_core import disk
 from lora_core.errors import UserError, near
+from sweeps.guard import guarded
 from sweeps.keys import UnknownKey
 
 USAGE = """\
@@ -42,27 +40,6 @@ train, search and plan take Hydra's overrides and flags: --help lists groups and
 def main(argv: list[str] | None = None) -> int:
     """Runs one command. 0: done; 1: a bug of ours, or a full disk; 2: bad input; 130: Ctrl-C; 143: SIGTERM."""
     return guarded(_run, sys.argv[1:] if argv is None else argv)
-
-
-def guarded(command: Callable[[list[str]], int], arguments: list[str]) -> int:
-    """Runs a command; what it raises becomes a line and an exit code."""
-    try:
-        return command(arguments)
-    except UserError as error:
-        print(f"lora-sweep: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as interrupt:
-        print("lora-sweep: interrupted", file=sys.stderr)
-        return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
-    except BrokenPipeError:
-        # The reader of our output has gone (`| head`): Python must not complain at exit either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:
-        if not disk.is_full(error):
-            raise
-        print(f"lora-sweep: there is {disk.told(error)}", file=sys.stderr)
-        return 1
 
 
 def _run(arguments: list[str]) -> int:

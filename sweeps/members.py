@@ -1,14 +1,10 @@
-"""`cluster.workers`: other processes of this machine that join the study of this one.
-
-python -m sweeps.members key=value ...      such a process; the arguments are those of the search
-"""
+"""`cluster.workers`: other processes of this machine that join the study of this one."""
 
 import os
 import signal
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO
@@ -43,7 +39,7 @@ def members(argv: list[str], study: str, shares: list[dict[str, str]], say: Call
 
 def _start(argv: list[str], share: dict[str, str], log: IO[str]) -> subprocess.Popen:
     process = subprocess.Popen(
-        [sys.executable, "-m", "sweeps.members", *argv],
+        [sys.executable, "-m", "sweeps.member", *argv],
         env=os.environ | share, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log,
         start_new_session=True,  # the terminal's Ctrl-C is for this process, which passes it on
     )  # fmt: skip
@@ -58,29 +54,3 @@ def _exit_code(process: subprocess.Popen) -> int:
     except subprocess.TimeoutExpired:
         process.kill()
         return process.wait()
-
-
-def main() -> int:
-    """Joins the study, and leaves it as with Ctrl-C once the process that started this one closes the pipe, or dies."""
-    from sweeps.cli import guarded
-
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-    return guarded(_join, sys.argv[1:])
-
-
-def _join(argv: list[str]) -> int:
-    from sweeps.flags import Flags
-    from sweeps.search import run
-    from sweeps.space import make_job
-
-    flags = Flags.parse(argv)
-    return run(make_job(flags.overrides, flags.config_dir, flags.quiet), is_member=True)
-
-
-def _leave_with_parent() -> None:
-    sys.stdin.read()
-    os.kill(os.getpid(), signal.SIGINT)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

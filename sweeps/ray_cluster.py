@@ -57,7 +57,7 @@ def _place(ray: Any, cluster: ClusterConfig) -> Any:
 
 def _work(arguments: list[str], folder: str) -> int:
     """In a process of Ray, whose environment names the devices that Ray gives it. What ends it ends the worker."""
-    command = [sys.executable, "-m", "sweeps.members", *arguments]
+    command = [sys.executable, "-m", "sweeps.member", *arguments]
     with subprocess.Popen(command, cwd=folder, stdin=subprocess.PIPE) as worker:
         return worker.wait()
 

@@ -51,7 +51,7 @@ from sweeps.warm_start import warm_start
 
 def run(job: Job, is_member: bool = False) -> int:
     """Runs or resumes the study that the command line describes, or joins in it. `is_member`: another process has
-    started this one for it, see `sweeps.members`.
+    started this one for it, see `sweeps.member`.
 
     Returns the exit code: 1 if no trial completed, or if the training process died. Raises UserError for bad
     input, before anything is written.
