@@ -1,8 +1,9 @@
 """The language-model head at the positions that count, with its hidden gradient made in the same pass.
 
 A head's loss at a position depends on that position's hidden state alone, so the gradient for unit weight can be
-formed while the logits are at hand, and the logits dropped. One chunk of logits is alive at a time: each chunk
-waits (`mx.depends`) for the one before. For logits = h·Wᵀ + c and softmax p:
+formed while the logits are at hand, and the logits dropped. Each chunk of logits waits (`mx.depends`) for the one
+before, so that memory does not grow with their number; MLX may have made room for up to four ahead. For
+logits = h·Wᵀ + c and softmax p:
 
     loss = logsumexp(logits) - logits[target]        d loss / d h = p·W - W[target]
 """

@@ -36,6 +36,7 @@ class PrefixCache:
         self._files: dict[Hashable, Path] = {}
         self._numbers = itertools.count()
         self._folder: tempfile.TemporaryDirectory[str] | None = None
+        remove_orphans(Path(tempfile.gettempdir()))
 
     def hidden(self, coming: Sequence[Batch], source: Hashable, boundary: int) -> mx.array:
         """Hidden states [b, T, D] of the first of the batches after block `boundary`-1. `source` names the list that
@@ -82,7 +83,11 @@ class PrefixCache:
         file = self._files.get((key, boundary))
         if file is None:
             return self._kept.get((key, boundary))
-        return mx.load(str(file))["hidden"]
+        try:
+            return mx.load(str(file))["hidden"]
+        except RuntimeError:  # a cleaner of temporary files has been here
+            del self._files[key, boundary]
+            return None
 
     def _keep(self, name: Hashable, hidden: mx.array) -> None:
         if self.used + hidden.nbytes <= self.budget:
@@ -106,7 +111,6 @@ class PrefixCache:
     def _place(self) -> Path:
         """The folder, made when it is first needed; its disk bounds the budget."""
         if self._folder is None:
-            remove_orphans(Path(tempfile.gettempdir()))
             self._folder = tempfile.TemporaryDirectory(prefix=f"{NAME}{os.getpid()}-", ignore_cleanup_errors=True)
             free = shutil.disk_usage(self._folder.name).free
             self.disk_budget = min(self.disk_budget, int(DISK_SHARE * free))

@@ -121,3 +121,23 @@ def test_in_half_precision_loss_and_probabilities_are_those_of_float32() -> None
     assert mx.allclose(logsumexp, same, rtol=1e-6)
     assert half.dtype == mx.bfloat16 and mx.allclose(half / one, powers / total, rtol=2**-8, atol=0)
     assert not mx.allclose(mx.logsumexp(logits, axis=-1, keepdims=True), logsumexp, rtol=1e-6)  # in bfloat16 it is not
+
+
+def peak(chunks: int) -> int:
+    """Bytes that losses and hidden gradients of so many chunks take at most, of which each has 512,000 of logits."""
+    head_of = nn.Linear(WIDTH, 2000, bias=False)
+    losses = head._with_gradient(head._linear(head_of)[0])
+    hidden, targets = mx.random.normal((64 * chunks, WIDTH)), mx.zeros(64 * chunks, mx.int32)
+    mx.eval(hidden, targets, head_of.parameters())
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    mx.eval(mx.grad(lambda h: losses(h, targets).sum())(hidden))
+    return mx.get_peak_memory() - before
+
+
+def test_memory_does_not_grow_with_the_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "CHUNK", 64)
+    assert peak(64) < 1.25 * peak(16)
+    monkeypatch.setattr(mx, "depends", lambda inputs, _: inputs)
+    assert peak(64) > 2 * peak(16)

@@ -11,7 +11,7 @@ import pytest
 from lora_core import prefix
 from lora_core.batches import make_batches
 from lora_core.models import load
-from lora_core.prefix import NAME, PrefixCache, remove_orphans
+from lora_core.prefix import NAME, PrefixCache
 from lora_core.split import Split
 from tests.lora_core.helpers import demo
 
@@ -98,6 +98,16 @@ def test_the_files_go_with_the_cache(split, temporary):
     assert not list(temporary.iterdir())
 
 
+def test_a_file_that_somebody_removed_is_made_again(split, temporary):
+    cache = PrefixCache(split, 0)
+    expected = cache.hidden(BATCHES[:1], "train", 2)
+    mx.eval(expected)
+    for file in temporary.rglob("*.safetensors"):
+        file.unlink()
+    assert mx.array_equal(cache.hidden(BATCHES[:1], "train", 2), expected)
+    assert len([*temporary.rglob("*.safetensors")]) == 1
+
+
 def test_a_full_disk_stops_the_writing_only(split, monkeypatch, temporary):
     def full(*_):
         raise RuntimeError("No space left on device")
@@ -109,13 +119,13 @@ def test_a_full_disk_stops_the_writing_only(split, monkeypatch, temporary):
     assert cache.disk_budget == 0 and not list(temporary.rglob("*.safetensors"))
 
 
-def test_folders_of_processes_that_are_gone_are_removed(temporary):
+def test_folders_of_processes_that_are_gone_are_removed(split, temporary):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     for process in (gone.pid, os.getpid()):
         (temporary / f"{NAME}{process}-x").mkdir()
     (temporary / "something-else").mkdir()
-    remove_orphans(temporary)
+    PrefixCache(split, 1 << 30)
     assert {path.name for path in temporary.iterdir()} == {f"{NAME}{os.getpid()}-x", "something-else"}
 
 
