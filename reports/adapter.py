@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from lora_core.records import ADAPTER
+from reports.panels import Tiles
 from reports.study import Study, adapter_folder
 from reports.wording import amount, listed, percent, plural
 
@@ -33,20 +34,6 @@ class AdapterFacts:
     dead: list[str] = field(default_factory=list)
     upper: float = 0.0  # share of the squared norms in the upper half of the adapted blocks
     why_not: str | None = None
-
-    @property
-    def blocks(self) -> list[int]:
-        return sorted({layer.block for layer in self.layers})
-
-    @property
-    def kinds(self) -> list[str]:
-        return list(dict.fromkeys(layer.kind for layer in self.layers))
-
-    @property
-    def norms(self) -> list[list[float | None]]:
-        """By kind and block; None where there is no adapter."""
-        known = {(layer.kind, layer.block): layer.norm for layer in self.layers}
-        return [[known.get((kind, block)) for block in self.blocks] for kind in self.kinds]
 
     @property
     def caption(self) -> str:
@@ -102,3 +89,19 @@ def _upper(layers: list[Layer]) -> float:
     half = blocks[len(blocks) // 2 :]
     squares = [(layer.norm**2, layer.block in half) for layer in layers]
     return sum(square for square, inside in squares if inside) / sum(square for square, _ in squares)
+
+
+def tiles(found: list[AdapterFacts]) -> list[Tiles]:
+    """One for each, all with the same rows, columns and colour scale."""
+    layers = [layer for one in found for layer in one.layers]
+    blocks = sorted({layer.block for layer in layers})
+    kinds = list(dict.fromkeys(layer.kind for layer in layers))
+    norms = [layer.norm for layer in layers]
+    drawn = []
+    for one in found:
+        known = {(layer.kind, layer.block): layer.norm for layer in one.layers}
+        values = [[known.get((kind, block)) for block in blocks] for kind in kinds]
+        labels = [[f"‖ΔW‖ {amount(norm)}" for norm in row] for row in values]
+        columns, scale = list(map(str, blocks)), (min(norms), max(norms))
+        drawn.append(Tiles("block", "", columns, kinds, values, scale, "‖ΔW‖", labels))
+    return drawn

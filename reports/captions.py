@@ -2,7 +2,6 @@
 
 from reports import curves
 from reports.content import Content
-from reports.heatmap import Heatmap
 from reports.wording import listed, plural
 
 STEPS_TOLD = 6  # of those at which trials were pruned
@@ -27,15 +26,6 @@ def importance(content: Content) -> str:
     stopped = f"{plural(pruned, 'pruned trial')} {'is' if pruned == 1 else 'are'} not counted." if pruned else ""
     sometimes = f"Not every trial has {listed(found.not_everywhere)}: left out." if found.not_everywhere else ""
     return " ".join(part for part in (method, what, stopped, outside, sometimes, found.caution) if part)
-
-
-def heatmap(found: Heatmap) -> str:
-    cells = sum(map(len, found.cells))
-    star = " ★ marks the winner's cell." if any(cell.winner for row in found.cells for cell in row) else ""
-    return (
-        f"Median of best_val_loss over {plural(found.total, 'completed trial')}, and how many (n) lie in "
-        f"each cell; {found.empty} of {plural(cells, 'cell')} without one (hatched).{star}"
-    )
 
 
 def slices(content: Content) -> str:
@@ -77,8 +67,8 @@ def pruned_at(steps: dict[int, int]) -> str:
 FIGURES = {
     "history": history,
     "importance": importance,
-    "heatmap": lambda content: heatmap(content.heatmap),
-    "rate_map": lambda content: heatmap(content.rate_map),
+    "heatmap": lambda content: content.heatmap.caption,
+    "rate_map": lambda content: content.rate_map.caption,
     "rates": lambda content: content.rates.caption,
     "slices": slices,
     "tradeoffs": lambda content: content.tradeoffs.caption,

@@ -1,9 +1,14 @@
 """What a comparison of studies says. Each number comes from the computed object."""
 
-from reports.comparison import Budget, Comparison, Member
+from reports import heatmap
+from reports.comparison import Comparison, Member
+from reports.comparison_budget import Budget
+from reports.comparison_settings import LINES, all_at_once
 from reports.lead_sentences import verdict
 from reports.noise import mean_and_spread
 from reports.wording import NOTHING, listed, loss, percent, plural, settings, signed
+
+ONE_SCALE = "One colour scale for all."
 
 
 def headline(found: Comparison) -> str:
@@ -100,6 +105,10 @@ def captions(found: Comparison) -> dict[str, str]:
         "importance": "How much each setting separates a study's best trials from all of them, where enough have "
         "completed. The shares of a study add up to 1.",
         "curves": "The winner of each study.",
+        "heatmap": _maps(found, "heatmap"),
+        "rate_map": _maps(found, "rate_map"),
+        "adapter": _adapters(found),
+        "parallel": _parallel(found),
         "slices": "The completed trials of each study, by each setting that one of them has searched.",
         "noise": _noise(found),
         "samples": f"What the base model and the winners make of {plural(len(found.asked), 'prompt')}."
@@ -121,3 +130,32 @@ def _noise(found: Comparison) -> str:
     if not means:
         return "Not drawn: no study has trained a setting with several seeds."
     return f"The loss of each seed. Mean ± standard deviation of the sample: {'; '.join(means)}."
+
+
+def _maps(found: Comparison, name: str) -> str:
+    maps = {member.study: getattr(member, name) for member in found.members}
+    told = _of_each({study: one.why_not or one.content for study, one in maps.items()})
+    drawn = [one for one in maps.values() if not one.why_not]
+    scales = "Each study has its own colour scale." if found.unlike else ONE_SCALE
+    return " ".join([*[heatmap.MEANING][: len(drawn)], *([scales] if len(drawn) > 1 else []), told])
+
+
+def _adapters(found: Comparison) -> str:
+    """Norms can be compared whatever the losses are of."""
+    facts = {member.study: member.adapter for member in found.members}
+    told = _of_each({study: one.why_not or one.caption for study, one in facts.items()})
+    return told if sum(not one.why_not for one in facts.values()) < 2 else f"{ONE_SCALE} {told}"
+
+
+def _of_each(told: dict[str, str]) -> str:
+    return " ".join(f"{study}: {text[0].lower()}{text[1:]}" for study, text in told.items())
+
+
+def _parallel(found: Comparison) -> str:
+    if not all_at_once(found):
+        return "Not drawn: fewer than two settings varied in all studies."
+    shown = [f"{member.study} {min(LINES, member.answer.counts.complete)}" for member in found.members]
+    return (
+        "Each line is a completed trial, through the settings that all studies have searched, from the lowest value in "
+        f"any of them to the highest. Drawn are the best of each study ({listed(shown)}); wide: its winner."
+    )

@@ -12,6 +12,7 @@ from reports import (
     heatmap,
     importance,
     noise,
+    parallel,
     reproduce,
     samples,
     slices,
@@ -19,7 +20,7 @@ from reports import (
     tradeoffs,
 )
 from reports.heatmap import Heatmap
-from reports.panels import Panel
+from reports.panels import Figures
 from reports.study import Study, searched_keys, short_names
 
 
@@ -48,20 +49,25 @@ class Content:
     failures: list[tables.Failure]
     reproduce: reproduce.Reproduce
 
-    def panels(self) -> dict[str, list[Panel]]:
-        """Name → panels of the figures that consist of points and lines, of those that can be drawn."""
+    def panels(self) -> Figures:
+        """Name → panels, of the figures that can be drawn."""
         winner = self.answer.winner.name if self.answer.winner else None
-        found: dict[str, list[Panel]] = {}
+        found: Figures = {}
         if not self.rates.why_not:
             found["rates"] = slices.rate_panels(self.rates)
         if not self.slices.why_not:
             found["slices"] = slices.slice_panels(self.slices, self.names, winner)
+        for name, cells in (("heatmap", self.heatmap), ("rate_map", self.rate_map)):
+            if not cells.why_not:
+                found[name] = [heatmap.tiles(cells)]
         if len(self.slices.each) > 1:
-            found["parallel"] = slices.parallel(self.slices, self.names, winner)
+            found["parallel"] = parallel.panels(self.slices, self.names, winner)
         if not self.tradeoffs.why_not:
             found["tradeoffs"] = tradeoffs.panels(self.tradeoffs, winner)
         if not self.noise.why_not:
             found["noise"] = noise.panels(self.noise)
+        if not self.adapter.why_not:
+            found["adapter"] = adapter.tiles([self.adapter])
         return found
 
     def to_json(self) -> dict[str, Any]:

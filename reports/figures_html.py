@@ -7,15 +7,13 @@ figure serves both. Plain dicts instead of `plotly.graph_objects` keep a study o
 from html import escape
 from typing import Any
 
-from reports.adapter import AdapterFacts
 from reports.content import Content
 from reports.curves import Curve, Curves, History
-from reports.heatmap import DARK_BELOW, Cell, Heatmap
 from reports.importance import Importance
 from reports.panels import DASHES
 from reports.panels_html import figures as panel_figures
 from reports.panels_html import plain_layout
-from reports.wording import LABELS, loss
+from reports.wording import LABELS
 
 Figure = dict[str, Any]
 
@@ -27,13 +25,8 @@ def figures(content: Content) -> dict[str, Figure]:
         drawn["history"] = history(content.history)
     if not content.importance.why_not:
         drawn["importance"] = importance(content.importance, content.names)
-    for name, cells in (("heatmap", content.heatmap), ("rate_map", content.rate_map)):
-        if not cells.why_not:
-            drawn[name] = heatmap(cells)
     if not content.curves.why_not:
         drawn["curves"] = curves(content.curves)
-    if not content.adapter.why_not:
-        drawn["adapter"] = adapter(content.adapter)
     return drawn | panel_figures(content.panels())
 
 
@@ -88,58 +81,6 @@ def importance(found: Importance, names: dict[str, str]) -> Figure:
         "hoverinfo": "skip",
     }  # fmt: skip
     return {"data": [bars], "layout": layout}
-
-
-def heatmap(found: Heatmap) -> Figure:
-    trace = {
-        "type": "heatmap", "x": found.columns, "y": found.ranks,
-        "z": [[cell.median for cell in row] for row in found.cells],
-        "customdata": [[loss(cell.best) for cell in row] for row in found.cells],
-        "hovertemplate": f"rank %{{y}}, {found.across} %{{x}}<br>"
-        "median %{z:.4f}, best %{customdata}<extra></extra>",
-        "hoverongaps": False, "xgap": 3, "ygap": 3,
-        "colorscale": [[0, "var(--heat_good)"], [1, "var(--heat_poor)"]],
-        "colorbar": {"title": {"text": "loss"}, "thickness": 10, "outlinewidth": 0, "nticks": 5},
-    }  # fmt: skip
-    layout = plain_layout(found.across, "rank r", None, height=130 + 62 * len(found.ranks))
-    layout["xaxis"] |= {"type": "category", "showgrid": False}
-    layout["yaxis"] |= {"type": "category", "showgrid": False}
-    layout["annotations"] = [
-        _note(found, cell) | {"x": j, "y": i} for i, row in enumerate(found.cells) for j, cell in enumerate(row)
-    ]
-    empty = [(j, i) for i, row in enumerate(found.cells) for j, cell in enumerate(row) if cell.count == 0]
-    layout["shapes"] = [_hatch(j, i) for j, i in empty]
-    return {"data": [trace], "layout": layout}
-
-
-def adapter(found: AdapterFacts) -> Figure:
-    trace = {
-        "type": "heatmap", "x": found.blocks, "y": [escape(kind) for kind in found.kinds], "z": found.norms,
-        "hovertemplate": "%{y}, block %{x}<br>‖ΔW‖ %{z:.4g}<extra></extra>", "hoverongaps": False,
-        "colorscale": [[0, "var(--heat_poor)"], [1, "var(--heat_good)"]],
-        "colorbar": {"title": {"text": "‖ΔW‖"}, "thickness": 10, "outlinewidth": 0, "nticks": 5},
-    }  # fmt: skip
-    layout = plain_layout("block", "", None, height=130 + 30 * len(found.kinds))
-    layout["xaxis"] |= {"showgrid": False, "tickformat": "d"}
-    layout["yaxis"] |= {"type": "category", "showgrid": False}
-    return {"data": [trace], "layout": layout}
-
-
-def _hatch(j: int, i: int) -> Figure:
-    """Slanted lines over the cell at column `j` of row `i`."""
-    strokes = [(-0.46, -0.2, -0.2, -0.46), (-0.46, 0.13, 0.13, -0.46), (-0.46, 0.46, 0.46, -0.46)]
-    strokes += [(-0.13, 0.46, 0.46, -0.13), (0.2, 0.46, 0.46, 0.2)]
-    path = " ".join(f"M{j + a:g},{i + b:g} L{j + c:g},{i + d:g}" for a, b, c, d in strokes)
-    return {"type": "path", "path": path, "line": {"color": "var(--line)", "width": 1}, "layer": "below"}
-
-
-def _note(found: Heatmap, cell: Cell) -> Figure:
-    """The text of a cell, light on its dark half: plotly's own choice is hard to read in the middle."""
-    if cell.count == 0:
-        return {"text": "–", "showarrow": False, "font": {"color": "var(--soft)"}}
-    text = f"{loss(cell.median)}{' ★' if cell.winner else ''}<br>n={cell.count}"
-    colour = "var(--page)" if found.shade(cell) < DARK_BELOW else "var(--ink)"
-    return {"text": text, "showarrow": False, "font": {"color": colour}}
 
 
 def curves(found: Curves) -> Figure:

@@ -3,18 +3,15 @@
 from collections.abc import Callable
 
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from reports.content import Content
 from reports.curves import Curve
-from reports.heatmap import DARK_BELOW, Heatmap
 from reports.palette import LIGHT
 from reports.panels import DASHES
 from reports.panels_png import STYLES, grid, plain_axes, png
-from reports.wording import LABELS, loss
+from reports.wording import LABELS
 
 
 def figures(content: Content) -> dict[str, bytes]:
@@ -22,10 +19,7 @@ def figures(content: Content) -> dict[str, bytes]:
     drawers: dict[str, Callable[[Axes, Content], None]] = {
         "history": _history,
         "importance": _importance,
-        "heatmap": lambda axes, content: _heatmap(axes, content.heatmap),
-        "rate_map": lambda axes, content: _heatmap(axes, content.rate_map),
         "curves": _curves,
-        "adapter": _adapter,
     }
     drawn = {
         name: _png(draw, content, _height(name, content))
@@ -36,15 +30,10 @@ def figures(content: Content) -> dict[str, bytes]:
 
 
 def _height(name: str, content: Content) -> float:
-    if name == "importance":
-        return 1.0 + 0.45 * len(content.importance.shares)
-    if name == "adapter":
-        return 1.3 + 0.35 * len(content.adapter.kinds)
-    return 1.3 + 0.62 * len(content.heatmap.ranks) if name in ("heatmap", "rate_map") else 4.2
+    return 1.0 + 0.45 * len(content.importance.shares) if name == "importance" else 4.2
 
 
 def _png(draw: Callable[[Axes, Content], None], content: Content, height: float) -> bytes:
-    # `Figure` without pyplot keeps no state between reports and needs no display.
     figure = Figure(figsize=(8, height), layout="constrained", facecolor=LIGHT["page"])
     draw(plain_axes(figure.add_subplot()), content)
     return png(figure)
@@ -77,39 +66,6 @@ def _importance(axes: Axes, content: Content) -> None:
     axes.bar_label(bars, fmt="%.2f", padding=4, color=LIGHT["ink"])
     axes.tick_params(axis="y", colors=LIGHT["ink"])
     axes.set_xlabel("share of the importance")
-
-
-def _heatmap(axes: Axes, found: Heatmap) -> None:
-    colours = LinearSegmentedColormap.from_list("loss", [LIGHT["heat_good"], LIGHT["heat_poor"]])
-    values = [[float("nan") if cell.median is None else cell.median for cell in row] for row in found.cells]
-    axes.imshow(values, cmap=colours, aspect="auto", origin="lower")
-    for i, row in enumerate(found.cells):
-        for j, cell in enumerate(row):
-            star = " ★" if cell.winner else ""
-            text = f"{loss(cell.median)}{star}\nn={cell.count}" if cell.count else "–"
-            dark = cell.count and found.shade(cell) < DARK_BELOW
-            axes.text(j, i, text, ha="center", va="center", fontsize=9, color="white" if dark else LIGHT["ink"])
-            if not cell.count:
-                place, ink = (j - 0.5, i - 0.5), LIGHT["line"]
-                axes.add_patch(Rectangle(place, 1, 1, hatch="//", facecolor="none", edgecolor=ink, linewidth=0))
-    axes.set_xticks(range(len(found.columns)), found.columns)
-    axes.set_yticks(range(len(found.ranks)), found.ranks)
-    axes.spines[:].set_visible(False)
-    axes.set_xlabel(found.across)
-    axes.set_ylabel("rank r")
-
-
-def _adapter(axes: Axes, content: Content) -> None:
-    found = content.adapter
-    colours = LinearSegmentedColormap.from_list("norm", [LIGHT["heat_poor"], LIGHT["heat_good"]])
-    values = [[float("nan") if norm is None else norm for norm in row] for row in found.norms]
-    drawn = axes.imshow(values, cmap=colours, aspect="auto", origin="lower")
-    every = range(0, len(found.blocks), max(1, len(found.blocks) // 12))
-    axes.set_xticks(every, [str(found.blocks[place]) for place in every])
-    axes.set_yticks(range(len(found.kinds)), found.kinds)
-    axes.spines[:].set_visible(False)
-    axes.set_xlabel("block")
-    axes.figure.colorbar(drawn, ax=axes, label="‖ΔW‖")
 
 
 def _curves(axes: Axes, content: Content) -> None:

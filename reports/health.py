@@ -10,9 +10,9 @@ from reports.answer import MARGIN
 from reports.curve_checks import overfit, still_falling
 from reports.edges import Edge, edges
 from reports.finding import Finding
-from reports.heatmap import has_rank, rank_of, rate_of
 from reports.reproduce import RESUMED
 from reports.study import Study, conditional_keys, has_axis, setting, value
+from reports.trial_settings import has_rank, rank_of, rate_of
 from reports.wording import amount, listed, loss, percent, plural
 from reports.wording import setting as written
 

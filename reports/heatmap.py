@@ -6,13 +6,18 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import median
 
-from lora_core.config import TrainConfig
 from lora_core.records import TrialRecord
-from reports.study import Study, finite, searched_keys, value
+from reports.panels import Tiles
+from reports.study import Study, searched_keys, value
+from reports.trial_settings import has_rank, rank_of, rate_of, ratio_of
+from reports.wording import NOTHING, loss, plural
 
-DARK_BELOW = 0.4  # cells of a lower shade carry light text
 MAX_VALUES = 8  # more different values than this are binned
 MIN_BINS = 2
+MEANING = (
+    "Median of best_val_loss over the completed trials in each cell, and how many (n) there are; hatched where there "
+    "is none."
+)
 
 
 @dataclass
@@ -25,27 +30,38 @@ class Cell:
 
 @dataclass
 class Heatmap:
-    """`cells[i][j]` is rank `ranks[i]` at `columns[j]`, a value or a bin of `across`."""
+    """`cells[i][j]` is rank `ranks[i]` at `columns[j]`, a value or a bin of `across`. `scale`: the poorest and the best
+    median, the ends of the colour scale."""
 
     across: str
     ranks: list[str] = field(default_factory=list)
     columns: list[str] = field(default_factory=list)
     cells: list[list[Cell]] = field(default_factory=list)
+    scale: tuple[float, float] = (0.0, 0.0)
     why_not: str | None = None
 
     @property
     def empty(self) -> int:
         return sum(cell.count == 0 for row in self.cells for cell in row)
 
-    def shade(self, cell: Cell) -> float:
-        """Where the cell lies between the best (0) and the poorest (1)."""
-        medians = [other.median for row in self.cells for other in row if other.median is not None]
-        span = max(medians) - min(medians)
-        return (cell.median - min(medians)) / span if cell.median is not None and span else 0.0
+    @property
+    def medians(self) -> list[float]:
+        return [cell.median for row in self.cells for cell in row if cell.median is not None]
 
     @property
     def total(self) -> int:
         return sum(cell.count for row in self.cells for cell in row)
+
+    @property
+    def caption(self) -> str:
+        return f"{MEANING} {self.content}"
+
+    @property
+    def content(self) -> str:
+        cells = plural(sum(map(len, self.cells)), "cell")
+        has_winner = any(cell.winner for row in self.cells for cell in row)
+        star = "; ★ marks the cell of the winner" if has_winner else ""
+        return f"{plural(self.total, 'completed trial')}, {self.empty} of {cells} without one{star}."
 
 
 @dataclass
@@ -57,57 +73,57 @@ class Across:
     keys: tuple[str, ...]
 
 
-def compute(study: Study, across: Across) -> Heatmap:
-    trials = [trial for trial in study.completed if has_rank(trial)]
-    ranks = [rank_of(trial) for trial in trials]
-    values = [across.of(trial) for trial in trials]
-    if not trials:
-        what = "trial with adapters" if study.completed else "trial"
-        return Heatmap(across.name, why_not=f"Not drawn: no {what} has completed.")
-    if len(set(ranks)) == 1 and len(set(values)) == 1:
-        told = f"rank {ranks[0]:g} and {across.name} {values[0]:.4g}"
-        why_not = f"Not drawn: neither rank nor {across.name} varied; all completed trials have {told}."
-        return Heatmap(across.name, why_not=why_not)
-    was_searched = not set(across.keys).isdisjoint(searched_keys(study))
-    if not was_searched and len(set(zip(ranks, values, strict=True))) == len(set(ranks)):
-        return Heatmap(across.name, why_not=f"Not drawn: {across.name} was not searched, each rank has one.")
-    row_of, rank_labels = bins(ranks)
-    column_of, labels = bins(values, continuous=_is_continuous(study, across))
-    inside: dict[tuple[int, int], list[TrialRecord]] = {}
-    for trial, rank, found in zip(trials, ranks, values, strict=True):
-        inside.setdefault((row_of(rank), column_of(found)), []).append(trial)
-    cells = [[_cell(inside.get((i, j), [])) for j in range(len(labels))] for i in range(len(rank_labels))]
-    if study.winner in trials:
-        cells[row_of(rank_of(study.winner))][column_of(across.of(study.winner))].winner = True
-    return Heatmap(across.name, rank_labels, labels, cells)
-
-
-def _cell(trials: list[TrialRecord]) -> Cell:
-    losses = [loss for trial in trials if (loss := value(trial)) is not None]
-    return Cell(len(losses), median(losses), min(losses)) if losses else Cell(0, None, None)
-
-
-def has_rank(trial: TrialRecord) -> bool:
-    """What trains the model's own weights has none."""
-    return trial.config.get("train_type") != "full"
-
-
-def rank_of(trial: TrialRecord) -> float:
-    return float(TrainConfig.from_dict(trial.config).lora_parameters.rank)
-
-
-def ratio_of(trial: TrialRecord) -> float:
-    """α/r as measured, or as the configuration says."""
-    measured = trial.metrics.get("scale_ratio")
-    return measured if finite(measured) and measured else TrainConfig.from_dict(trial.config).lora_parameters.ratio
-
-
-def rate_of(trial: TrialRecord) -> float:
-    return float(TrainConfig.from_dict(trial.config).optimizer.learning_rate)
-
-
 RATIO = Across("α/r", ratio_of, ("lora_parameters.scale_ratio", "lora_parameters.scale"))
 RATE = Across("learning rate", rate_of, ("optimizer.learning_rate",))
+
+
+def compute(study: Study, across: Across) -> Heatmap:
+    return together([study], across)[0]
+
+
+def together(studies: list[Study], across: Across) -> list[Heatmap]:
+    """A map for each study, all with the same rows, columns and colour scale."""
+    found = [Heatmap(across.name, why_not=_why_not(study, across)) for study in studies]
+    drawn = [(study, one) for study, one in zip(studies, found, strict=True) if not one.why_not]
+    trials = [trial for study, _ in drawn for trial in _ranked(study)]
+    row_of, ranks = bins([rank_of(trial) for trial in trials])
+    is_continuous = any(_is_continuous(study, across) for study, _ in drawn)
+    column_of, columns = bins([across.of(trial) for trial in trials], is_continuous)
+    for study, one in drawn:
+        inside: dict[tuple[int, int], list[TrialRecord]] = {}
+        for trial in _ranked(study):
+            inside.setdefault((row_of(rank_of(trial)), column_of(across.of(trial))), []).append(trial)
+        one.ranks, one.columns, places = ranks, columns, range(len(columns))
+        one.cells = [[_cell(study, inside.get((i, j), [])) for j in places] for i in range(len(ranks))]
+    shown = [shade for one in found for shade in one.medians]
+    for _, one in drawn:
+        one.scale = max(shown), min(shown)
+    return found
+
+
+def _ranked(study: Study) -> list[TrialRecord]:
+    return [trial for trial in study.completed if has_rank(trial)]
+
+
+def _why_not(study: Study, across: Across) -> str | None:
+    pairs = {(rank_of(trial), across.of(trial)) for trial in _ranked(study)}
+    if not pairs:
+        what = "trial with adapters" if study.completed else "trial"
+        return f"Not drawn: no {what} has completed."
+    if len(pairs) == 1:
+        ((rank, found),) = pairs
+        told = f"rank {rank:g} and {across.name} {found:.4g}"
+        return f"Not drawn: neither rank nor {across.name} varied; all completed trials have {told}."
+    if set(across.keys).isdisjoint(searched_keys(study)) and len(pairs) == len({rank for rank, _ in pairs}):
+        return f"Not drawn: {across.name} was not searched, each rank has one."
+    return None
+
+
+def _cell(study: Study, trials: list[TrialRecord]) -> Cell:
+    losses = [loss for trial in trials if (loss := value(trial)) is not None]
+    if not losses:
+        return Cell(0, None, None)
+    return Cell(len(losses), median(losses), min(losses), study.winner in trials)
 
 
 def _is_continuous(study: Study, across: Across) -> bool:
@@ -126,3 +142,14 @@ def bins(values: list[float], continuous: bool = False) -> tuple[Callable[[float
     labels = [f"{a:.2g}–{b:.2g}" for a, b in pairwise(math.exp(low + width * i) for i in range(count + 1))]
     # The small part keeps a value on an edge from falling below it by rounding.
     return lambda number: min(int((math.log(number) - low) / width + 1e-9), count - 1), labels
+
+
+def tiles(found: Heatmap) -> Tiles:
+    values = [[cell.median for cell in row] for row in found.cells]
+    labels = [[f"median {loss(cell.median)}, best {loss(cell.best)}" for cell in row] for row in found.cells]
+    texts = [[_text(cell) for cell in row] for row in found.cells]
+    return Tiles(found.across, "rank r", found.columns, found.ranks, values, found.scale, "loss", labels, texts)
+
+
+def _text(cell: Cell) -> str:
+    return f"{loss(cell.median)}\nn={cell.count}{' ★' if cell.winner else ''}" if cell.count else NOTHING

@@ -1,5 +1,6 @@
-"""A figure of points and lines as data, which HTML and Markdown draw each in their way."""
+"""A figure as data, which HTML and Markdown draw each in their way: points and lines, or a heat map."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 
@@ -34,6 +35,34 @@ class Panel:
     hide_y: bool = False
 
 
+@dataclass
+class Tiles:
+    """A heat map. `values[i][j]` belongs to row `i`, from below, and column `j`; where there is none the tile is
+    hatched, or empty if there are no texts. `scale`: the values of the pale and of the dark end of its colours.
+    `texts`: in the tiles. `labels`: of the values, for who points at them. `colour`: of the title."""
+
+    x: str
+    y: str
+    columns: list[str]
+    rows: list[str]
+    values: list[list[float | None]]
+    scale: tuple[float, float]
+    unit: str
+    labels: list[list[str]]
+    texts: list[list[str]] = field(default_factory=list)
+    title: str = ""
+    colour: str = "ink"
+
+    def is_dark(self, value: float) -> bool:
+        """Whether a tile of this value wants light text."""
+        pale, dark = self.scale
+        return pale == dark or (value - pale) / (dark - pale) > DARK_FROM
+
+
+Figures = dict[str, Sequence[Panel | Tiles]]  # by name
+
+
+DARK_FROM = 0.6  # of the way from the pale end of the colours to the dark one
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "pentagon", "star")
 WIDE = 300  # times its lower end: a log scale with room for powers of ten only
 DASHES = {"base": "dash", "default": "dot", "training": "dashdot"}  # of lines that are not a trial's own

@@ -1,16 +1,20 @@
-"""A panel as plotly's own JSON, in the colours of the palette by name."""
+"""A panel or a heat map as plotly's own JSON, in the colours of the palette by name."""
 
 from html import escape
 from typing import Any
 
-from reports.panels import WIDE, Panel, Series
+from reports.panels import WIDE, Figures, Panel, Series, Tiles
 
 Figure = dict[str, Any]
 
 
-def figures(panels: dict[str, list[Panel]]) -> dict[str, Figure]:
+def figures(panels: Figures) -> dict[str, Figure]:
     """Each of several panels under a name gets a number."""
-    return {f"{name}-{place}": _figure(panel) for name, each in panels.items() for place, panel in enumerate(each)}
+    return {f"{name}-{place}": _drawn(panel) for name, each in panels.items() for place, panel in enumerate(each)}
+
+
+def _drawn(panel: Panel | Tiles) -> Figure:
+    return _tiles(panel) if isinstance(panel, Tiles) else _figure(panel)
 
 
 def _figure(panel: Panel) -> Figure:
@@ -60,3 +64,45 @@ def plain_layout(x: str, y: str, shown: tuple[float, float] | None, height: int 
         "xaxis": axis | {"title": {"text": x}},
         "yaxis": axis | {"title": {"text": y}} | ({"range": list(shown)} if shown else {}),
     }  # fmt: skip
+
+
+def _tiles(found: Tiles) -> Figure:
+    pale, dark = found.scale
+    colours = ["var(--heat_poor)", "var(--heat_good)"][:: 1 if pale <= dark else -1]
+    trace = {
+        "type": "heatmap", "x": list(map(escape, found.columns)), "y": list(map(escape, found.rows)), "z": found.values,
+        "zmin": min(pale, dark), "zmax": max(pale, dark), "colorscale": [[0, colours[0]], [1, colours[1]]],
+        "text": found.labels, "hoverongaps": False,
+        "hovertemplate": f"{found.y} %{{y}}, {found.x} %{{x}}<br>%{{text}}<extra></extra>",
+        "showscale": not found.texts,  # the values stand in the tiles
+        "colorbar": {"title": {"text": found.unit}, "thickness": 10, "outlinewidth": 0, "nticks": 5},
+    }  # fmt: skip
+    layout = plain_layout(found.x, found.y, None, height=130 + (62 if found.texts else 30) * len(found.rows))
+    layout["xaxis"] |= {"type": "category", "showgrid": False}
+    layout["yaxis"] |= {"type": "category", "showgrid": False}
+    if found.title:
+        font = {"size": 15, "weight": "bold", "color": f"var(--{found.colour})"}
+        layout["title"] = {"text": escape(found.title), "x": 0, "y": 0.99, "yanchor": "top", "font": font}
+        layout["margin"]["t"] = 40
+    if found.texts:
+        trace |= {"xgap": 3, "ygap": 3}
+        places = [(i, j) for i in range(len(found.rows)) for j in range(len(found.columns))]
+        layout["annotations"] = [_note(found, i, j) for i, j in places]
+        layout["shapes"] = [_hatch(j, i) for i, j in places if found.values[i][j] is None]
+    return {"data": [trace], "layout": layout}
+
+
+def _note(found: Tiles, i: int, j: int) -> Figure:
+    """The text of a tile, light on the dark ones: plotly's own choice is hard to read in the middle."""
+    value = found.values[i][j]
+    colour = "soft" if value is None else "page" if found.is_dark(value) else "ink"
+    text = found.texts[i][j].replace("\n", "<br>")
+    return {"text": text, "showarrow": False, "font": {"color": f"var(--{colour})"}, "x": j, "y": i}
+
+
+def _hatch(j: int, i: int) -> Figure:
+    """Slanted lines over the tile at column `j` of row `i`."""
+    strokes = [(-0.46, -0.2, -0.2, -0.46), (-0.46, 0.13, 0.13, -0.46), (-0.46, 0.46, 0.46, -0.46)]
+    strokes += [(-0.13, 0.46, 0.46, -0.13), (0.2, 0.46, 0.46, 0.2)]
+    path = " ".join(f"M{j + a:g},{i + b:g} L{j + c:g},{i + d:g}" for a, b, c, d in strokes)
+    return {"type": "path", "path": path, "line": {"color": "var(--line)", "width": 1}, "layer": "below"}

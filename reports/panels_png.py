@@ -1,13 +1,16 @@
-"""Panels as one PNG, two in a row."""
+"""Panels as one PNG, two in a row; heat maps, whose tiles carry text, below each other."""
 
 import io
+from collections.abc import Sequence
 
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, NullLocator
 
 from reports.palette import LIGHT
-from reports.panels import WIDE, Panel, Series
+from reports.panels import WIDE, Panel, Series, Tiles
 
 MARKS = {
     "circle": "o", "square": "s", "diamond": "D", "triangle-up": "^", "cross": "P", "triangle-down": "v",
@@ -16,13 +19,20 @@ MARKS = {
 STYLES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
 
 
-def grid(panels: list[Panel]) -> bytes:
-    columns = min(2, len(panels))
+def grid(panels: Sequence[Panel | Tiles]) -> bytes:
+    tiled = sum(_height(panel) for panel in panels if isinstance(panel, Tiles))
+    columns = 1 if tiled else min(2, len(panels))
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(8, 1 + 3 * rows), layout="constrained", facecolor=LIGHT["page"])
+    # `Figure` without pyplot keeps no state between reports and needs no display.
+    figure = Figure(figsize=(8, tiled or 1 + 3 * rows), layout="constrained", facecolor=LIGHT["page"])
     for place, panel in enumerate(panels, 1):
-        _draw(plain_axes(figure.add_subplot(rows, columns, place)), panel)
+        axes = plain_axes(figure.add_subplot(rows, columns, place))
+        _tiles(axes, panel) if isinstance(panel, Tiles) else _draw(axes, panel)
     return png(figure)
+
+
+def _height(found: Tiles) -> float:
+    return 1.3 + (0.62 if found.texts else 0.35) * len(found.rows)
 
 
 def plain_axes(axes: Axes) -> Axes:
@@ -70,3 +80,32 @@ def _series(axes: Axes, series: Series) -> None:
         x, y, color=LIGHT[series.colour], linestyle=style, drawstyle=drawn, linewidth=series.line,
         marker=MARKS.get(series.symbol or ""), markersize=series.size * 0.7, label=series.name or None,
     )  # fmt: skip
+
+
+def _tiles(axes: Axes, found: Tiles) -> None:
+    pale, dark = found.scale
+    colours = [LIGHT["heat_poor"], LIGHT["heat_good"]][:: 1 if pale <= dark else -1]
+    shades = LinearSegmentedColormap.from_list("tiles", colours)
+    values = [[float("nan") if value is None else value for value in row] for row in found.values]
+    drawn = axes.imshow(values, shades, aspect="auto", origin="lower", vmin=min(pale, dark), vmax=max(pale, dark))
+    for i, row in enumerate(found.texts):
+        for j, text in enumerate(row):
+            _tile(axes, found, i, j, text)
+    every = range(0, len(found.columns), max(1, len(found.columns) // 12))
+    axes.set_xticks(every, [found.columns[place] for place in every])
+    axes.set_yticks(range(len(found.rows)), found.rows)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel(found.x)
+    axes.set_ylabel(found.y)
+    axes.set_title(found.title, loc="left", fontsize=10, fontweight="bold", color=LIGHT[found.colour])
+    if not found.texts:  # else the values stand in the tiles
+        axes.figure.colorbar(drawn, ax=axes, label=found.unit)
+
+
+def _tile(axes: Axes, found: Tiles, i: int, j: int, text: str) -> None:
+    value = found.values[i][j]
+    colour = "page" if value is not None and found.is_dark(value) else "ink"
+    axes.text(j, i, text, ha="center", va="center", fontsize=9, color=LIGHT[colour])
+    if value is None:
+        place, ink = (j - 0.5, i - 0.5), LIGHT["line"]
+        axes.add_patch(Rectangle(place, 1, 1, hatch="//", facecolor="none", edgecolor=ink, linewidth=0))

@@ -1,21 +1,19 @@
-"""How the loss depends on one setting, on the learning rate of each rank or method, and on all settings together."""
+"""How the loss depends on one setting, and on the learning rate of each rank or method."""
 
 import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from lora_core.config import TrainConfig
 from lora_core.records import TrialRecord
 from reports.curves import frame
-from reports.heatmap import has_rank, rank_of, rate_of
 from reports.panels import COLOURS, SYMBOLS, Panel, Series
 from reports.study import Study, finite, has_axis, searched_keys, setting, value
+from reports.trial_settings import has_rank, method_of, rank_of, rate_of
 from reports.wording import listed
 from reports.wording import setting as written
 
 BINS = 6  # of the learning rate, between the lowest and the highest
 ENOUGH = 3  # learning rates, to call one the best
-BEST_PART = 0.25
 
 
 @dataclass
@@ -80,7 +78,7 @@ def rates(study: Study) -> Rates:
         return Rates(why_not="Not drawn: the completed trials have fewer than three learning rates.")
     # What trains the model's own weights has no rank, and each method has a best rate of its own.
     by_method = "train_type" in searched_keys(study) or not any(map(has_rank, study.completed))
-    group_of = _method if by_method else rank_of
+    group_of = method_of if by_method else rank_of
     grouped: dict[Any, list[Point]] = {}
     for trial in study.completed:
         grouped.setdefault(group_of(trial), []).append(_point(trial, rate_of(trial)))
@@ -93,12 +91,6 @@ def rates(study: Study) -> Rates:
         if len(points) >= ENOUGH:
             found.best[name] = min(points, key=lambda point: point.loss).at
     return found
-
-
-def _method(trial: TrialRecord) -> str:
-    config = TrainConfig.from_dict(trial.config)
-    is_rslora = config.train_type == "lora" and config.lora_parameters.scaling == "alpha_over_sqrt_r"
-    return "rslora" if is_rslora else config.train_type
 
 
 def _point(trial: TrialRecord, at: float) -> Point:
@@ -166,47 +158,3 @@ def slice_panels(found: Slices, names: dict[str, str], winner: str | None) -> li
         losses = [point.loss for point in each.points]
         panels.append(Panel(name, "best_val_loss", series, frame(losses, []), log_x=each.log, ticks=each.ticks))
     return panels
-
-
-def parallel(found: Slices, names: dict[str, str], winner: str | None) -> list[Panel]:
-    """One line a trial through all its settings: the winner, the best quarter, and the others."""
-    # What all trials have comes first, so that the line of one that lacks a setting ends rather than breaks.
-    each_axis = sorted(found.each, key=lambda each: -len(each.points))
-    losses = {point.name: point.loss for each in each_axis for point in each.points}
-    ranked = sorted(losses, key=lambda name: losses[name])
-    first = set(ranked[: max(1, round(BEST_PART * len(ranked)))])
-    rest = losses.keys() - first
-    heights = [_heights(each) for each in each_axis]
-    series = [
-        _paths("others", heights, rest - {winner}, "trial", 1.0),
-        _paths("best quarter", heights, first - {winner}, "group1", 1.6),
-    ]
-    if winner is not None:
-        series.append(_paths("winner", heights, {winner}, "best", 3.5))
-    ticks = {float(place): _ends(each, names) for place, each in enumerate(each_axis)}
-    return [Panel("", "lowest to highest", series, (-0.06, 1.06), ticks=ticks, hide_y=True)]
-
-
-def _heights(each: Slice) -> dict[str, float]:
-    """Trial → where its value lies between the lowest (0) and the highest (1)."""
-    scale = math.log if each.log else float
-    scaled = {point.name: scale(point.at) for point in each.points}
-    low, high = min(scaled.values()), max(scaled.values())
-    return {name: round((at - low) / (high - low), 4) for name, at in scaled.items()}
-
-
-def _paths(name: str, heights: list[dict[str, float]], members: set[str], colour: str, line: float) -> Series:
-    x: list[float | None] = []
-    y: list[float | None] = []
-    labels: list[str] = []
-    for member in sorted(members):
-        x += [*map(float, range(len(heights))), None]
-        y += [*(height.get(member) for height in heights), None]
-        labels += [member] * (len(heights) + 1)
-    return Series(name, x, y, colour, None, 0, line, labels=labels)
-
-
-def _ends(each: Slice, names: dict[str, str]) -> str:
-    low, high = (bound(point.at for point in each.points) for bound in (min, max))
-    texts = [each.ticks.get(end, written(end)) for end in (low, high)]
-    return f"{names.get(each.key, each.key)}\n{texts[0]} –\n{texts[1]}"

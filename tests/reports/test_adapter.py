@@ -34,8 +34,9 @@ def test_norms_by_layer(study_folder, adapters):
     pairs = {(2, "q"): (ONE, [[1.0]]), (3, "q"): (ONE, [[0.0, 2.0]]), (3, "v"): (ONE, [[0.0]])}
     write_adapter(adapters, pairs)
     found = adapter.compute(load(study_folder))
-    assert (found.trial, found.blocks, found.kinds) == ("trial-0003", [2, 3], ["q", "v"])
-    assert found.norms == [[10.0, 20.0], [None, 0.0]]
+    (drawn,) = adapter.tiles([found])
+    assert (found.trial, drawn.columns, drawn.rows) == ("trial-0003", ["2", "3"], ["q", "v"])
+    assert drawn.values == [[10.0, 20.0], [None, 0.0]] and drawn.scale == (0.0, 20.0)
     assert found.dead == ["v in block 3"] and found.upper == 0.8
     assert "The largest, 20, is that of q in block 3; 80.00 % of the squared norm" in found.caption
     assert found.caption.endswith("Below 0.001 of the median: 1 layer (v in block 3).")

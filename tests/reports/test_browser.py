@@ -12,6 +12,7 @@ from reports.palette import DARK, LIGHT
 from reports.writer import compare
 from tests.browser import DESKTOP, PHONE, chromium, open_page
 from tests.reports.helpers import RATE, RATIO, write_repeat, write_study
+from tests.reports.test_adapter import ONE, write_adapter
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +51,15 @@ def test_it_is_whole_and_asks_for_nothing(browser: Browser, report: str, scheme:
 
 
 def test_a_comparison_is_whole_and_asks_for_nothing(browser: Browser, tmp_path: Path) -> None:
-    address = compare([write_study(tmp_path, name) for name in ("one", "two")], tmp_path / "out").as_uri()
+    studies = [write_study(tmp_path, name) for name in ("one", "two")]
+    for study in studies:
+        write_adapter(study / "trial-0003" / "adapters", {(2, "q"): (ONE, [[1.0]]), (3, "q"): (ONE, [[2.0]])})
+    address = compare(studies, tmp_path / "out").as_uri()
     seen = open_page(browser, address, PHONE)
     assert seen.errors == [] and seen.requests == [address]
     assert seen.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     names = ("best-0", "best-1", "importance-0", "rates-0", "slices-0", "slices-1", "slices-2", "curves-0")
+    names += ("parallel-0", *(f"{name}-{place}" for name in ("heatmap", "rate_map", "adapter") for place in (0, 1)))
     assert set(marks(seen.page)) == {f"plot-{name}" for name in names}
     assert all(marks(seen.page).values())
     seen.page.close()

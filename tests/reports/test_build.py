@@ -85,7 +85,7 @@ def test_figures_are_valid_plotly(study_folder):
     raw = json.dumps(embedded(reports.build(study_folder).read_text()))
     drawn = json.loads(re.sub(r"var\(--(\w+)\)", lambda found: LIGHT[found[1]], raw))
     assert set(drawn) == {
-        "history", "importance", "rates-0", "slices-0", "slices-1", "slices-2", "heatmap", "rate_map", "parallel-0",
+        "history", "importance", "rates-0", "slices-0", "slices-1", "slices-2", "heatmap-0", "rate_map-0", "parallel-0",
         "curves",
     }  # fmt: skip
     for figure in drawn.values():

@@ -2,15 +2,19 @@
 
 import csv
 import json
+import re
+import time
 
 import pytest
 
 from lora_core.records import load_study, load_trial, save_study, save_trial, write_json
-from reports import comparison, comparison_panels, comparison_sentences, samples
-from reports.comparison import Asked, Budget, Reached
+from reports import comparison, comparison_budget, comparison_panels, comparison_sentences, samples
+from reports.comparison import Asked
+from reports.comparison_budget import Budget, Reached
 from reports.study import load
 from reports.writer import compare
 from tests.reports.helpers import AXES, RANK, RATE, TRIALS, write_repeat
+from tests.reports.test_adapter import ONE, write_adapter
 
 SHORT = [(8, 2.0, 1e-4, 2.5, "complete", None), (16, 2.0, 3e-4, 1.875, "complete", None)]
 
@@ -38,11 +42,11 @@ def test_best_so_far_counts_what_was_spent(found):
 def test_trials_count_from_when_they_ended(make_study):
     """The second of two that ran at the same time ended first."""
     folder = make_study(trials=SHORT)
-    for name, time in (("trial-0000", "2026-01-01T00:00:09+00:00"), ("trial-0001", "2026-01-01T00:00:05+00:00")):
+    for name, ended in (("trial-0000", "2026-01-01T00:00:09+00:00"), ("trial-0001", "2026-01-01T00:00:05+00:00")):
         record = load_trial(folder / name)
-        record.ended = time
+        record.ended = ended
         save_trial(folder / name, record)
-    assert [each.loss for each in comparison.reached(load(folder))] == [1.875, 1.875]
+    assert [each.loss for each in comparison_budget.reached(load(folder))] == [1.875, 1.875]
 
 
 def test_what_all_had_reached_at_the_same_budget(found):
@@ -200,11 +204,64 @@ def test_a_study_without_a_winner_is_no_obstacle(make_study):
 
 
 def test_each_study_has_its_colour_and_mark(found):
-    for panels in comparison_panels.panels(found).values():
-        for panel in panels:
+    for name, panels in comparison_panels.panels(found).items():
+        for panel in panels if name not in (*MAPS, "parallel") else []:
             looks = {series.name: (series.colour, series.symbol) for series in panel.series}
             assert looks.get("long") in (("group0", "circle"), None)
             assert looks.get("short") in (("group1", "square"), None)
+
+
+MAPS = ("heatmap", "rate_map", "adapter")
+
+
+def test_heat_maps_of_all_studies_share_their_colours(found):
+    maps = comparison_panels.panels(found)["heatmap"]
+    assert [(one.title, one.colour, one.scale) for one in maps] == [
+        ("long", "group0", (2.5, 1.78125)), ("short", "group1", (2.5, 1.78125)),
+    ]  # fmt: skip
+    assert comparison_sentences.captions(found)["heatmap"].endswith(
+        "One colour scale for all. long: 8 completed trials, 9 of 16 cells without one; ★ marks the cell of the "
+        "winner. short: 2 completed trials, 14 of 16 cells without one; ★ marks the cell of the winner."
+    )
+
+
+def test_losses_that_cannot_be_compared_share_no_colours(folders):
+    record = load_study(folders[1])
+    record.data["fingerprint"] = "other"
+    save_study(folders[1], record)
+    found = comparison.compute([load(folder) for folder in folders])
+    assert [one.scale for one in comparison_panels.panels(found)["heatmap"]] == [(2.1875, 1.78125), (2.5, 1.875)]
+    assert "Each study has its own colour scale." in comparison_sentences.captions(found)["heatmap"]
+
+
+def test_where_the_winners_were_changed(folders):
+    """The winner of the short study has adapters in block 3 only."""
+    assert "adapter" not in comparison_panels.panels(comparison.compute([load(folder) for folder in folders]))
+    write_adapter(folders[0] / "trial-0003" / "adapters", {(2, "q"): (ONE, [[1.0]]), (3, "q"): (ONE, [[0.0]])})
+    write_adapter(folders[1] / "trial-0001" / "adapters", {(3, "q"): (ONE, [[0.0, 2.0]])})
+    found = comparison.compute([load(folder) for folder in folders])
+    drawn = comparison_panels.panels(found)["adapter"]
+    assert [(one.title, one.values, one.scale) for one in drawn] == [
+        ("long", [[10.0, 0.0]], (0.0, 20.0)), ("short", [[None, 20.0]], (0.0, 20.0)),
+    ]  # fmt: skip
+    told = comparison_sentences.captions(found)["adapter"]
+    assert "Below 0.001 of the median: 1 layer (q in block 3). short: ‖ΔW‖" in told
+    assert told.endswith("No layer is below 0.001 of the median.")
+
+
+def test_lines_through_what_all_have_searched(make_study, found):
+    """Two studies with the same axes; the ends of each are those of both together."""
+    assert "parallel" not in comparison_panels.panels(found), "the short study has searched one setting"
+    assert comparison_sentences.captions(found)["parallel"].startswith("Not drawn")
+    rows = [(64, 4.0, 1e-4, 1.5, "complete", None), (16, 2.0, 1e-2, 2.5, "complete", None)]
+    axes = [{**AXES[0], "choices": [16, 64]}, *AXES[1:]]
+    studies = [load(make_study("here")), load(make_study("there", trials=rows, axes=axes))]
+    (panel,) = comparison_panels.panels(comparison.compute(studies))["parallel"]
+    assert [(one.name, one.colour, one.line, len(one.x) // 4) for one in panel.series] == [
+        ("", "group0", 0.9, 7), ("here", "group0", 4.0, 1), ("", "group1", 0.9, 1), ("there", "group1", 4.0, 1),
+    ]  # fmt: skip
+    assert panel.ticks[0.0] == "rank\n4 –\n64" and panel.ticks[2.0] == "learning_rate\n0.0001 –\n0.01"
+    assert panel.series[1].y == [0.75, round(2 / 3, 4), 0.3495, None] and panel.series[3].y == [1.0, 1.0, 0.0, None]
 
 
 def test_the_importance_of_a_setting_stands_at_its_place(found):
@@ -222,8 +279,21 @@ def test_the_files(folders, tmp_path):
     assert told["budgets"][0]["reached"] == {"long": 2.0, "short": 1.875}
     rows = list(csv.DictReader((tmp_path / "out" / "trials.csv").open()))
     assert [sum(row["study"] == name for row in rows) for name in ("long", "short")] == [12, 4]
+    assert [each["heatmap"]["scale"] for each in told["members"]] == [[2.5, 1.78125]] * 2
     text = (tmp_path / "out" / "report.md").read_text()
-    assert "## Where they differ" in text
+    assert "## Where they differ" in text and "](figures/rate_map.png)" in text
+    for name in re.findall(r"\]\((figures/.*?)\)", text):
+        assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
     long, _, short = text.partition("## Health checks")[2].partition("### short")
     assert "8 trials completed over 3 axes" in long and "1 of 10 trials failed" in long
     assert "trials completed over" not in short and "trials failed" not in short
+
+
+def test_two_large_studies_are_compared_soon(make_study, tmp_path):
+    rows = [
+        (2 ** (2 + i % 4), 0.5 + i / 40, 10 ** (-5 + i / 125), 2 - (i * 37 % 250) / 1000, "complete", None)
+        for i in range(250)
+    ]
+    folders, began = [make_study(name, trials=rows, n_trials=250) for name in ("one", "two")], time.process_time()
+    page = compare(folders, tmp_path / "out")
+    assert time.process_time() - began < 10 and page.stat().st_size < 8_000_000

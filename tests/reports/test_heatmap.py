@@ -15,7 +15,10 @@ def test_cells_hold_median_and_count(make_study):
     assert (best.count, best.median, best.best, best.winner) == (2, 1.78125, 1.75, True)
     assert found.cells[0][0].count == 0 and found.cells[0][0].median is None
     assert (found.total, found.empty) == (8, 5)
-    assert found.shade(best) == 0.0 and found.shade(found.cells[1][1]) == 1.0
+    drawn = heatmap.tiles(found)
+    assert drawn.scale == (2.25, 1.78125) and drawn.values[3][1] == 1.78125 and drawn.texts[3][1] == "1.7812\nn=2 ★"
+    assert (drawn.values[0][0], drawn.texts[0][0]) == (None, "–")
+    assert drawn.is_dark(1.78125) and not drawn.is_dark(2.25)
 
 
 def test_a_continuous_ratio_is_binned_by_its_logarithm(study_folder):
@@ -65,3 +68,17 @@ def test_trials_without_adapters_are_left_out(make_study):
     after = heatmap.compute(study, heatmap.RATIO)
     assert after.total == before.total - 1
     assert not any(cell.winner for row in after.cells for cell in row)
+
+
+def test_maps_of_several_studies_have_the_same_cells_and_colours(make_study):
+    """Each alone has other bins, and its own best loss at the dark end."""
+    row = (1e-4, 1.9, "complete", None)
+    short = [(16, 1.0, *row), (64, 16.0, 1e-4, 3.0, "complete", None)]
+    studies = [load(make_study("long")), load(make_study("short", trials=short)), load(make_study("none", trials=[]))]
+    long, short, none = heatmap.together(studies, heatmap.RATIO)
+    assert long.ranks == short.ranks == ["4", "8", "16", "32", "64"] and long.columns == short.columns
+    assert long.scale == short.scale == (3.0, 1.78125)
+    assert (long.total, short.total, none.why_not) == (8, 2, "Not drawn: no trial has completed.")
+    assert long.cells[3][long.columns.index("1.2–2.8")].winner and short.cells[2][0].winner
+    alone = heatmap.compute(studies[1], heatmap.RATIO)
+    assert alone.scale == (3.0, 1.9) and alone.columns != short.columns and alone.ranks == ["16", "64"]

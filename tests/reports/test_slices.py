@@ -6,7 +6,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from lora_core.records import load_study, load_trial, save_study, save_trial
-from reports import captions, edges, health, panels_html, panels_png, slices
+from reports import captions, edges, health, panels_html, panels_png, parallel, slices
 from reports.content import compute
 from reports.panels import Panel, Series
 from reports.study import load
@@ -59,7 +59,7 @@ def test_a_setting_that_did_not_vary_is_left_out(make_study):
 
 def test_parallel_lines_run_from_lowest_to_highest(study_folder):
     found = slices.slices(load(study_folder))
-    (panel,) = slices.parallel(found, {RANK: "rank"}, "trial-0003")
+    (panel,) = parallel.panels(found, {RANK: "rank"}, "trial-0003")
     others, quarter, winner = panel.series
     assert (len(others.x) // 4, len(quarter.x) // 4) == (6, 1)
     rate = round(math.log(5e-4 / 1e-4) / math.log(8e-4 / 1e-4), 4)
@@ -101,7 +101,7 @@ def test_a_trial_is_drawn_only_by_the_settings_it_has(methods):
 
 
 def test_its_line_through_all_settings_ends_where_it_has_no_more(methods):
-    (panel,) = slices.parallel(slices.slices(methods), {}, "trial-0002")
+    (panel,) = parallel.panels(slices.slices(methods), {}, "trial-0002")
     assert [text.partition("\n")[0] for text in panel.ticks.values()] == [METHOD, RATE, RANK, RATIO]
     assert panel.series[-1].y == [1.0, 0.0, None, None, None]
 
@@ -133,7 +133,7 @@ def test_captions_say_what_is_not_counted(methods):
 def test_captions_of_trials_that_have_every_setting(study_folder):
     told = captions.captions(compute(load(study_folder)))
     assert "1 pruned trial is not counted." in told["importance"]
-    assert "★ marks the winner's cell." in told["heatmap"] and "a setting" not in told["slices"] + told["parallel"]
+    assert "★ marks the cell of the winner." in told["heatmap"] and "a setting" not in told["slices"] + told["parallel"]
     assert "over 3 axes." in health.few_trials(load(study_folder))[0].text
 
 
