@@ -12,7 +12,7 @@ from reports.edges import Edge, edges
 from reports.finding import Finding
 from reports.reproduce import RESUMED
 from reports.study import Study, conditional_keys, has_axis, setting, value
-from reports.trial_settings import has_rank, rank_of, rate_of
+from reports.trial_settings import has_rank, method_of, rank_of, rate_of
 from reports.wording import amount, listed, loss, percent, plural
 from reports.wording import setting as written
 
@@ -67,29 +67,37 @@ def _at_edge(each: Edge) -> str:
 
 
 def rank(study: Study) -> list[Finding]:
-    """Whether a smaller rank would do, or a larger one might do better."""
-    best: dict[float, float] = {}
+    """Whether a smaller rank would do, or a larger one might do better: each method by itself, since they differ in how
+    much rank they need."""
+    by_method: dict[str, dict[float, float]] = {}
     for trial in filter(has_rank, study.completed):
         if has_axis(study, trial, "lora_parameters.rank") and (own := value(trial)) is not None:
+            best = by_method.setdefault(method_of(trial), {})
             best[rank_of(trial)] = min(own, best.get(rank_of(trial), own))
+    found = [_of_rank(method, best, len(by_method) > 1) for method, best in sorted(by_method.items())]
+    return [finding for finding in found if finding]
+
+
+def _of_rank(method: str, best: dict[float, float], is_one_of_several: bool) -> Finding | None:
+    """`best`: rank → lowest loss of a trial of this method."""
     if len(best) < 2:
-        return []
+        return None
     top = min(best, key=lambda each: best[each])
     behind = {each: (found - best[top]) / best[top] if best[top] else 0.0 for each, found in best.items()}
     smallest = min(each for each, share in behind.items() if share <= MARGIN)
     if smallest < top:
         other, end = smallest, "more rank buys little here."
         told = (
-            f"The best trial of rank {other:g} comes within {percent(100 * behind[other])} of the best of rank {top:g}"
+            f"the best trial of rank {other:g} comes within {percent(100 * behind[other])} of the best of rank {top:g}"
         )
     elif top == max(best):
         other, end = max(best.keys() - {top}), "rank may be too small."
-        told = f"The largest rank tried, {top:g}, is the best by {percent(100 * behind[other])} over rank {other:g}"
+        told = f"the largest rank tried, {top:g}, is the best by {percent(100 * behind[other])} over rank {other:g}"
     else:
-        return []
-    by_rank = {f"{each:g}": best[each] for each in sorted(best)}
-    text = f"{told} ({loss(best[other])} and {loss(best[top])}): {end}"
-    return [Finding("rank", text, {"best_by_rank": by_rank, "rank": other, "best_rank": top, "behind": behind[other]})]
+        return None
+    numbers = {"best_by_rank": {f"{each:g}": best[each] for each in sorted(best)}, "rank": other, "best_rank": top}
+    text = f"{f'of {method}, ' if is_one_of_several else ''}{told} ({loss(best[other])} and {loss(best[top])}): {end}"
+    return Finding("rank", text[0].upper() + text[1:], numbers | {"method": method, "behind": behind[other]})
 
 
 def few_trials(study: Study) -> list[Finding]:

@@ -81,6 +81,24 @@ def test_rank(make_study, losses, told):
     assert [each.text.partition(":")[0] for each in found] == ([told] if told else [])
 
 
+def test_ranks_are_compared_within_a_method(make_study):
+    """Rank 32 is best among LoRA's trials, and DoRA's smaller ranks are ahead of it: across methods there is nothing to
+    find."""
+    losses = {("lora", 8): 2.2, ("lora", 32): 2.0, ("dora", 4): 1.9, ("dora", 8): 1.8, ("dora", 16): 1.99}
+    rows = [(rank, 2.0, 1e-4, loss, "complete", None) for (_, rank), loss in losses.items()]
+    folder = make_study(trials=rows)
+    for number, (method, _) in enumerate(losses):
+        trial = load_trial(folder / f"trial-{number:04d}")
+        trial.config["train_type"] = method
+        save_trial(folder / trial.name, trial)
+    (found,) = health.rank(load(folder))
+    assert found.text == (
+        "Of lora, the largest rank tried, 32, is the best by 10.00 % over rank 8 (2.2000 and 2.0000): rank may be too "
+        "small."
+    )
+    assert found.numbers["method"] == "lora" and found.numbers["best_by_rank"] == {"8": 2.2, "32": 2.0}
+
+
 def test_few_trials_are_said(make_study):
     assert numbers(health.few_trials(load(make_study()))) == {"completed": 8, "axes": 3, "needed": 20}
     assert health.few_trials(load(make_study("many", trials=ONE * 20))) == []

@@ -115,8 +115,7 @@ def test_learning_rates_by_method_where_methods_were_searched(methods):
 
 
 def test_nothing_is_said_of_a_rank_that_the_winner_does_not_have(methods):
-    (found,) = health.rank(methods)
-    assert found.numbers["best_by_rank"] == {"8": 2.5, "16": 2.25, "32": 2.0}
+    assert health.rank(methods) == [], "each method has one rank"
     assert RANK not in [each.key for each in edges.edges(methods)]
     methods.record.config["search"]["when"] = {}
     assert RANK in [each.key for each in edges.edges(methods)]
