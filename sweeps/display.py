@@ -7,7 +7,6 @@ from contextlib import ExitStack, contextmanager
 from typing import Self
 
 from rich.console import Console, ConsoleOptions, RenderResult
-from rich.live import Live
 from rich.markup import escape
 from rich.text import Text
 
@@ -16,7 +15,7 @@ from lora_core.trial import TrialSpec
 from reports.constraints import Constraint, broken
 from reports.wording import clock, listed, loss, plural
 from sweeps import interrupts, protocol
-from sweeps.live import in_lines, table
+from sweeps.live import OnScreen, in_lines, table
 from sweeps.run_values import short_settings
 from sweeps.work import Work
 
@@ -54,8 +53,7 @@ class Display:
         self._begin(self.n_trials - self.done)
         if self.is_live:
             self._shown.enter_context(interrupts.on_screen())
-            live = Live(self, console=self.console, transient=True, refresh_per_second=REFRESHES)
-            self._shown.enter_context(live)
+            self._shown.enter_context(OnScreen(self.console, self).live(refresh_per_second=REFRESHES))
         return self
 
     def __exit__(self, *_: object) -> None:

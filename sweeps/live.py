@@ -1,10 +1,15 @@
 """What a terminal shows: trials in training as a table, curves as characters, lines that fit."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderableType, RenderHook, RenderResult
+from rich.control import Control
+from rich.live import Live
 from rich.markup import escape
+from rich.segment import ControlType, Segment
 from rich.table import Table
 
 from reports import wording
@@ -72,3 +77,38 @@ def _cells(trial: Running, curve: int) -> dict[str, str]:
         "valid": wording.loss(last),
         "": sparkline(trial.losses[1:], curve),
     }
+
+
+class OnScreen(RenderHook):
+    """What a live display shows. A window that is made narrower breaks its lines, in most terminals, and then there are
+    more to erase than rich has written and would erase by itself."""
+
+    def __init__(self, console: Console, renderable: RenderableType = "") -> None:
+        self.console, self.renderable = console, renderable
+        self.widths: list[int] = []  # of the lines as they were written
+
+    @contextmanager
+    def live(self, **options: Any) -> Iterator[Live]:
+        with Live(self, console=self.console, transient=True, **options) as shown:
+            self.console.push_render_hook(self)
+            try:
+                yield shown
+            finally:
+                self.console.pop_render_hook()
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Without spaces at the end of a line, which terminals break or drop as they like."""
+        lines = [_stripped(line) for line in console.render_lines(self.renderable, options, pad=False)]
+        self.widths = [Segment.get_line_length(line) for line in lines]
+        yield from (segment for line in lines for segment in (*line, Segment.line()))
+
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        broken = sum(max(0, math.ceil(width / self.console.width) - 1) for width in self.widths)
+        up = ((ControlType.ERASE_IN_LINE, 2), (ControlType.CURSOR_UP, 1))
+        return [Control(ControlType.CARRIAGE_RETURN, *up * broken), *renderables] if broken else renderables
+
+
+def _stripped(line: list[Segment]) -> list[Segment]:
+    while line and not line[-1].text.strip():
+        line = line[:-1]
+    return [*line[:-1], Segment(line[-1].text.rstrip(), line[-1].style)] if line else []

@@ -129,15 +129,17 @@ def _in_training(trial: TrialRecord, rows: list[Row]) -> Running:
 def _watch(folder: Path) -> None:
     """Shows it anew until nobody is at work on it; in a log, whenever something has changed."""
     from rich.console import Console
-    from rich.live import Live
+
+    from sweeps.live import OnScreen
 
     console = Console(highlight=False, soft_wrap=True)
-    last: list[str] = []
-    with Live(console=console, auto_refresh=False, transient=True) as live:
+    on_screen, last = OnScreen(console), list[str]()
+    with on_screen.live(auto_refresh=False) as live:
         while (found := standing(folder)).at_work:
             lines = described(found)
             if console.is_terminal:
-                live.update(_as_table(found, console.width), refresh=True)
+                on_screen.renderable = _as_table(found, console.width)
+                live.refresh()
             elif lines[:-1] != last:  # but for the time
                 print("\n".join(lines), flush=True)
                 last = lines[:-1]

@@ -215,3 +215,21 @@ def test_what_became_of_a_trial_is_never_cut() -> None:
     assert short_settings(record) in whole and whole.endswith("failed: diverged")
     narrow = Text.from_markup(_line(record, False, "", 50)).plain
     assert len(narrow) == 50 and narrow.endswith("…  failed: diverged")
+
+
+def test_a_window_made_narrower_is_cleared_of_what_it_broke(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In 40 columns each of the two longer lines of the table has become two, and the cursor is below all of them."""
+    monkeypatch.setattr("sweeps.display.REFRESHES", 1e-3)  # nothing is written but by what follows
+    made = display(80)
+    made.started(spec(0))
+    made.progress(Progress(30, 3000, 0.5))
+    table = [len(line) for line in picture(made)]
+    assert [40 < length < 80 for length in table] == [True, True, False]
+    with made:
+        made.say("now")
+        ups = []
+        for width in (80, 40, 40, 80):
+            made.console.width = width
+            made.say("now")
+            ups.append(written(made).split("now")[-2].count("\x1b[1A"))
+    assert ups == [2, 4, 2, 2]
