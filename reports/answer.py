@@ -11,6 +11,7 @@ from reports.wording import typed
 
 RUNNERS_UP = 3
 MUCH_SMALLER = 0.5  # this part of the winner's trainable parameters, or less
+CONFIRM = "search.confirm.k=3 search.confirm.repeats=2"  # the seeds that tell a lead from noise
 MARGIN = 0.01  # of a loss: what counts as a small difference where no noise is known
 
 
@@ -103,6 +104,13 @@ class Answer:
     reasons: dict[str, int] = field(default_factory=dict)  # why trials did not complete → how many
     savings: Savings | None = None  # None: no pruner
     also: list[str] = field(default_factory=list)
+
+    @property
+    def confirm_command(self) -> str | None:
+        """What trains the best again with other seeds, where a search has ended without."""
+        if self.state != "complete" or self.repeated or not (self.runners_up and self.resume_command):
+            return None
+        return f"{self.resume_command} {CONFIRM}"
 
     def gain(self, over: str) -> Gain | None:
         return next((gain for gain in self.gains if gain.over == over), None)

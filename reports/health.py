@@ -1,5 +1,6 @@
 """What may be wrong with a search, or could be done better: each finding with the numbers it rests on."""
 
+import shlex
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -32,6 +33,12 @@ class Health:
     why_not: str | None = None
 
     @property
+    def advice(self) -> str:
+        """Where the settings belong that findings propose."""
+        proposed = any("=" in finding.text for finding in self.findings)
+        return "A setting written key=value belongs at the end of the command to do it again." if proposed else ""
+
+    @property
     def rest(self) -> str:
         """Which checks found nothing, or could not be made."""
         told = [f"Nothing found by: {', '.join(self.passed)}."] if self.passed else []
@@ -62,7 +69,7 @@ def _at_edge(each: Edge) -> str:
     way, end = ("up", "upper") if each.side == "highest" else ("down", "lower")
     return (
         f"The winner has {each.key} {written(each.value)}, at the {end} end of what was searched "
-        f"({written(each.bound)}). To look beyond, {way} to {written(each.to)}: {each.override}"
+        f"({written(each.bound)}). To look beyond, {way} to {written(each.to)}: {shlex.quote(each.override)}"
     )
 
 
@@ -104,7 +111,7 @@ def few_trials(study: Study) -> list[Finding]:
     axes, completed = len(importance.compared(study)), len(study.completed)
     if axes < 2 or completed >= importance.HINT_BELOW:
         return []
-    over = f"the {axes} axes that all trials have" if conditional_keys(study) else f"{axes} axes"
+    over = f"the {axes} settings that all trials have" if conditional_keys(study) else f"{axes} searched settings"
     told = (
         f"{plural(completed, 'trial')} completed over {over}. Below {importance.HINT_BELOW} the order of "
         "the settings' importance is a hint, not a finding."

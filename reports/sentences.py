@@ -3,7 +3,7 @@
 from reports import lead_sentences
 from reports.answer import MARGIN, Answer, Gain, Test
 from reports.samples import Samples
-from reports.wording import amount, count, listed, loss, percent, plural, ppl, signed
+from reports.wording import amount, count, listed, loss, percent, plural, ppl
 
 OVER = {"base": "the base model", "default": "the default settings"}
 
@@ -130,8 +130,9 @@ def _smaller(answer: Answer) -> list[str]:
     found = answer.smaller
     if found is None:
         return []
-    size = f"{amount(found.trainable_params)} of {count(found.winners_params)} parameters"
-    return [f"Smaller, but worse: {found.name} ({size}, {signed(found.behind)} with its own seed)."]
+    size = f"{amount(found.trainable_params)} trainable parameters, against {count(found.winners_params)}"
+    seed = " with the seed of the search" if answer.finalists else ""
+    return [f"Smaller, but worse, is {found.name}: {size}, and a loss higher by {loss(found.behind)}{seed}."]
 
 
 def _also(answer: Answer) -> list[str]:

@@ -48,8 +48,9 @@ class Tradeoffs:
     def caption(self) -> str:
         fronts = ", ".join(f"{plural(len(found.front), 'trial')} by {COSTS[found.cost]}" for found in self.each)
         same = f" Not drawn, as all trials have the same: {', '.join(COSTS[cost] for cost in self.same)}."
-        told = f"Joined: trials that none beats in both loss and cost ({fronts}). ★ marks the winner."
-        shared = " Memory and time are those of all trials trained together." if self.has_shared else ""
+        joined = f"Joined: trials than which none is as good and cheaper, or as cheap and better ({fronts})."
+        told = f"{joined} ★ marks the winner."
+        shared = " Memory and time are those of all trials in a batch." if self.has_shared else ""
         return told + shared + (same if self.same else "")
 
     @property
@@ -93,7 +94,7 @@ def _panel(found: Tradeoff, winner: str | None) -> Panel:
     beaten = [trade for trade in found.trades if not trade.best]
     own = [trade for trade in found.trades if trade.name == winner]
     series = [
-        _series("beaten in both", beaten, "trial", size=7),
+        _series("beaten", beaten, "trial", size=7),
         _series("best for its cost", found.front, "best", line=2),
         _series("winner", own, "best", symbol="star", size=15),
     ]

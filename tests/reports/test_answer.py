@@ -8,7 +8,7 @@ from lora_core.records import load_trial, save_trial
 from reports import answer, sentences
 from reports.study import load
 from reports.wording import typed
-from tests.reports.helpers import TRIALS
+from tests.reports.helpers import TRIALS, write_repeat
 
 
 def test_winner_and_gains(study_folder):
@@ -146,3 +146,13 @@ def test_repeats_end_the_remark_on_seeds(study_folder):
     record.repeat = 1
     save_trial(study_folder / "trial-0003", record)
     assert "several seeds" in sentences.confirmation(answer.compute(load(study_folder)))[0]
+
+
+def test_how_to_find_out_whether_a_lead_is_noise(make_study):
+    told = answer.compute(load(make_study())).confirm_command
+    assert told == typed("lora-sweep search study=demo n_trials=10 search.confirm.k=3 search.confirm.repeats=2")
+    assert answer.compute(load(make_study("running", state="running"))).confirm_command is None
+    assert answer.compute(load(make_study("one", trials=TRIALS[:1]))).confirm_command is None, "it leads nobody"
+    confirmed = make_study("confirmed", config={"search": {"confirm": {"k": 1, "repeats": 1}}})
+    write_repeat(confirmed, 3, 1, 2.0)
+    assert answer.compute(load(confirmed)).confirm_command is None

@@ -285,7 +285,7 @@ def test_the_files(folders, tmp_path):
     for name in re.findall(r"\]\((figures/.*?)\)", text):
         assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
     long, _, short = text.partition("## Health checks")[2].partition("### short")
-    assert "8 trials completed over 3 axes" in long and "1 of 10 trials failed" in long
+    assert "8 trials completed over 3 searched settings" in long and "1 of 10 trials failed" in long
     assert "trials completed over" not in short and "trials failed" not in short
 
 

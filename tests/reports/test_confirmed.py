@@ -136,7 +136,10 @@ def test_one_that_is_smaller_but_worse(make_study):
     assert (found.cheapest.name, found.smaller) == ("trial-0003", None)
     found = sized(repeated(make_study, name="noise"), sizes | {5: 651_264, 9: 400})
     assert found.smaller == answer.Cheapest("trial-0005", 651_264, 28_320_768, 0.0625)
-    said = "Smaller, but worse: trial-0005 (651,264 of 28.3M parameters, +0.0625 with its own seed)."
+    said = (
+        "Smaller, but worse, is trial-0005: 651,264 trainable parameters, against 28.3M, and a loss higher by 0.0625 "
+        "with the seed of the search."
+    )
     assert said in sentences.body(found)
     found = sized(repeated(make_study, name="alike"), sizes | {5: 14_160_385})
     assert found.smaller is None and not any("Smaller" in each for each in sentences.body(found))

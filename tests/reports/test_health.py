@@ -162,3 +162,16 @@ def test_a_curve_of_one_evaluation_neither_falls_nor_rises(make_study):
     append_metrics(folder / "trial-0000", {"step": 40, "val_loss": 2.0})
     study = load(folder)
     assert curve_checks.still_falling(study) == [] and curve_checks.overfit(study) == []
+
+
+def test_proposed_settings_come_with_where_they_belong(make_study):
+    assert health.compute(load(make_study())).advice.startswith("A setting written key=value belongs")
+    failed = make_study("failed", trials=[(8, 2.0, 1e-4, None, "failed", "out of memory")])
+    assert health.compute(load(failed)).advice == ""
+
+
+def test_a_proposed_range_is_quoted_for_the_shell(make_study):
+    """The winner has the highest learning rate."""
+    rows = [(16, 2.0, rate, loss, "complete", None) for rate, loss in ((1e-4, 2.0), (3e-4, 1.75), (1e-3, 1.5))]
+    texts = [found.text for found in health.edge(load(make_study(trials=rows))) if RATE in found.text]
+    assert len(texts) == 1 and texts[0].endswith(f" '{RATE}=tag(log,interval(1e-05,0.0032))'"), texts

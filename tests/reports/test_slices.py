@@ -122,7 +122,7 @@ def test_nothing_is_said_of_a_rank_that_the_winner_does_not_have(methods):
 
 
 def test_captions_say_what_is_not_counted(methods):
-    assert "over the 2 axes that all trials have" in health.few_trials(methods)[0].text
+    assert "over the 2 settings that all trials have" in health.few_trials(methods)[0].text
     told = captions.captions(compute(methods))
     assert "Trials without a setting are not drawn there." in told["slices"]
     assert "A line ends where its trial lacks a setting." in told["parallel"]
@@ -133,7 +133,7 @@ def test_captions_of_trials_that_have_every_setting(study_folder):
     told = captions.captions(compute(load(study_folder)))
     assert "1 pruned trial is not counted." in told["importance"]
     assert "★ marks the cell of the winner." in told["heatmap"] and "a setting" not in told["slices"] + told["parallel"]
-    assert "over 3 axes." in health.few_trials(load(study_folder))[0].text
+    assert "over 3 searched settings." in health.few_trials(load(study_folder))[0].text
 
 
 @pytest.mark.parametrize(("low", "shown"), [(1e-4, [1e-4, 2e-4, 5e-4, 1e-3]), (1e-6, [1e-6, 1e-5, 1e-4, 1e-3])])

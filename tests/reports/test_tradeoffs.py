@@ -44,7 +44,7 @@ def test_what_trials_share_is_said_where_it_is_drawn(priced):
     record = load_trial(priced / "trial-0003")
     record.metrics["train_seconds"] = 30.0
     save_trial(priced / record.name, record)
-    assert "Memory and time are those of all trials trained together." in tradeoffs.compute(load(priced)).caption
+    assert "Memory and time are those of all trials in a batch." in tradeoffs.compute(load(priced)).caption
 
 
 def test_the_panel_draws_them_apart(priced):
