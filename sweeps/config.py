@@ -15,6 +15,7 @@ from lora_core.errors import UserError, near
 from reports.constraints import COSTS, parse
 from sweeps.explain import explain
 from sweeps.keys import key_types
+from sweeps.public import public
 
 # The samplers and pruners of conf/search/: option → its least value, or None where it is true or false.
 SAMPLERS: dict[str, dict[str, int | None]] = {
@@ -88,6 +89,12 @@ class SweepConfig(TrainConfig):
     search: SearchConfig = field(default_factory=SearchConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+    def for_record(self) -> dict[str, Any]:
+        """The same as `to_dict`, without the secrets that addresses may hold."""
+        values = self.to_dict()
+        values["storage"], values["tracking"]["uri"] = public(self.storage), public(self.tracking.uri)
+        return values
 
 
 KEYS = key_types(SweepConfig)
@@ -215,7 +222,7 @@ def _check_study_name(key: str, name: str) -> None:
 def _check_url(key: str, url: str, schemes: tuple[str, ...], example: str) -> None:
     scheme, _, rest = url.partition(":")
     dialect = scheme.partition("+")[0]
-    _require(dialect in schemes and rest.startswith("//"), _origin(key, url), url, f"a URL such as {example}")
+    _require(dialect in schemes and rest.startswith("//"), _origin(key, url), public(url), f"a URL such as {example}")
     if dialect == "sqlite":
         # In memory nothing could be resumed, and no other program could look.
         in_file = len(rest) > len("///") and rest.startswith("///") and not rest.startswith("///:memory:")

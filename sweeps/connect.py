@@ -19,6 +19,7 @@ from urllib.error import HTTPError
 from urllib.request import urlopen
 
 from lora_core.errors import UserError
+from sweeps.public import public
 
 # Read by MLflow when it is imported. A value that the user has set is left alone.
 _DEFAULTS = {
@@ -69,17 +70,12 @@ def open_client(uri: str) -> MlflowClient:
         raise UserError(f"tracking.uri={public(uri)} cannot be used: {first_line(error)}") from None
 
 
-def public(uri: str) -> str:
-    """`uri` without user name and password."""
-    return re.sub(r"//[^/@]*@", "//", uri)
-
-
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, without the name of the driver that raised it."""
+    """The first line of an error's text, without the name of the driver that raised it, and without secrets."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     # SQLAlchemy may begin with advice for programmers.
     told = next((line for line in lines if not line.startswith("(raised as a result of")), lines[0])
-    return re.sub(r"^\([\w.]+\) ", "", told)[:160]
+    return public(re.sub(r"^\([\w.]+\) ", "", told))[:160]
 
 
 def sqlite_file(uri: str) -> Path | None:
@@ -90,7 +86,7 @@ def sqlite_file(uri: str) -> Path | None:
 def check_server(uri: str) -> None:
     """Raises UserError within a few seconds if nothing answers at `uri`."""
     try:
-        urlopen(f"{uri.rstrip('/')}/health", timeout=PATIENCE).close()
+        urlopen(f"{public(uri).rstrip('/')}/health", timeout=PATIENCE).close()
     except HTTPError:
         return  # Something answers. Whether it is MLflow, the first real call will tell.
     except OSError as error:

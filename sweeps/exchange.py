@@ -17,7 +17,9 @@ from zipfile import BadZipFile, ZipFile
 from lora_core import disk
 from lora_core.errors import UserError
 from lora_core.records import StudyRecord, load_trial, save_trial
-from sweeps.connect import FAILURES, check_server, first_line, public
+from sweeps.config import SweepConfig
+from sweeps.connect import FAILURES, check_server, first_line
+from sweeps.public import public
 from sweeps.standing import has_ended, shares_folder
 from sweeps.store import Store
 from sweeps.study import Study, trial_name
@@ -200,14 +202,14 @@ def _pack(folder: Path, file: Path) -> None:
 
 
 def exchange_for(
-    study: Study, record: StudyRecord, folder: Path, say: Callable[[str], None]
+    study: Study, config: SweepConfig, record: StudyRecord, folder: Path, say: Callable[[str], None]
 ) -> Exchange | SharedFolder:
     """With all that has ended in the folder of the machine that leads. Raises UserError if that cannot be had."""
     if shares_folder(record):
         return SharedFolder(folder)
     check_own_folder(study, record, folder)
-    tracking, workers = record.config["tracking"], record.config["cluster"]["workers"]
-    exchange = Exchange(Store(tracking["uri"], tracking["experiment"]), study.run_id, folder, say, workers)
+    store = Store(config.tracking.uri, str(config.tracking.experiment))
+    exchange = Exchange(store, study.run_id, folder, say, config.cluster.workers)
     if study.crew.leads and not exchange.fetch_all([trial_name(trial.number) for trial in study.ended]):
-        raise UserError(f"tracking.uri={public(tracking['uri'])} lacks trials of the study: {exchange.problem}")
+        raise UserError(f"tracking.uri={public(store.uri)} lacks trials of the study: {exchange.problem}")
     return exchange

@@ -2,7 +2,7 @@
 
 from urllib.parse import quote
 
-from sweeps.connect import public
+from sweeps.public import public
 
 BEST_FIRST = {"orderByKey": "metrics.`best_val_loss`", "orderByAsc": True}
 LOCAL = "http://127.0.0.1:5000"  # where `lora-sweep ui` and `mlflow ui` serve a store that is no server

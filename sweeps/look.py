@@ -10,8 +10,9 @@ from optuna.trial import FrozenTrial
 from lora_core.errors import UserError
 from lora_core.records import StudyRecord, load_trials
 from sweeps.config import SweepConfig
-from sweeps.connect import first_line, public, sqlite_file
+from sweeps.connect import first_line, sqlite_file
 from sweeps.fingerprint import identity
+from sweeps.public import public
 from sweeps.storage import open_storage
 from sweeps.study import check_same
 from sweeps.study_folder import check_folder, check_writable, contents, earlier_record
@@ -24,11 +25,11 @@ def check_stores(config: SweepConfig) -> None:
         _tables("tracking.uri", config.tracking.uri)
 
 
-def ended_trials(record: StudyRecord, folder: Path) -> int:
-    """How many trials of the study `record` have ended; 0 if it is a new one. Raises UserError if another study has
-    its name."""
+def ended_trials(record: StudyRecord, folder: Path, storage: str) -> int:
+    """How many trials of the study `record`, which is in `storage`, have ended; 0 if it is a new one. Raises UserError
+    if another study has its name."""
     ours = _identity(record)
-    stored = _stored(record)
+    stored = _stored(record.study, storage)
     there = earlier_record(folder)
     if stored is not None:
         check_same(record.study, stored.user_attrs.get("identity", ours), ours)
@@ -42,13 +43,13 @@ def _identity(record: StudyRecord) -> dict[str, Any]:
     return identity(record.config, record.axes) | contents(record.model, record.data)
 
 
-def _stored(record: StudyRecord) -> optuna.Study | None:
-    if "studies" not in _tables("storage", record.storage):
+def _stored(name: str, url: str) -> optuna.Study | None:
+    if "studies" not in _tables("storage", url):
         return None
-    storage = open_storage(record.storage)
-    if record.study not in optuna.get_all_study_names(storage):
+    storage = open_storage(url)
+    if name not in optuna.get_all_study_names(storage):
         return None
-    return optuna.load_study(study_name=record.study, storage=storage)
+    return optuna.load_study(study_name=name, storage=storage)
 
 
 def _finished(study: optuna.Study | None) -> list[FrozenTrial]:

@@ -49,7 +49,7 @@ def _plan(name: str, job: Job, ready: Ready, folder: Path, display: Display) -> 
     job, notes = cap_num_layers(job, ready.model.depth)
     record = study_record(name, folder, job, ready, notes + slot_notes(job.config), "")
     record.notes += warm_start(job, record, folder.parent)[1]
-    ended = ended_trials(record, folder)
+    ended = ended_trials(record, folder, job.config.storage)
     display.start(ready, record.space, record.notes)
     size = cells({axis.key: axis.distribution() for axis in job.axes}, job.conditions)
     total = job.config.n_trials if size is None else min(job.config.n_trials, size)

@@ -110,7 +110,7 @@ def _search(name: str, job: Job, ready: Ready, folder: Path, display: Display, a
         undo.callback(study.crew.leave)
         record.n_trials = max(record.n_trials, len(study.ended))  # what has ended stays part of the study
         check = check_fits if not assists and study.take_lead() else check_joins
-        exchange = exchange_for(study, record, folder, display.say)
+        exchange = exchange_for(study, job.config, record, folder, display.say)
         check(study, record, folder)
         exchange.open(study, record)
         tracker = Teller(Tracker(job.config.tracking.uri, str(job.config.tracking.experiment)), display.say)

@@ -9,8 +9,9 @@ import sqlalchemy
 
 from lora_core.errors import UserError
 from sweeps.config import is_shared
-from sweeps.connect import first_line, public
+from sweeps.connect import first_line
 from sweeps.crew import turn
+from sweeps.public import public
 
 OPENING = 600  # seconds that the opening of a study may take
 SQLITE_TIMEOUT = 60  # seconds to wait for a locked database

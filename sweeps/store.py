@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
-from sweeps.connect import first_line, open_client, public, sqlite_file  # isort: skip  (prepares the import of mlflow)
+from sweeps.connect import first_line, open_client, sqlite_file  # isort: skip  (prepares the import of mlflow)
 from mlflow.entities import (
     Dataset,
     DatasetInput,
@@ -21,6 +21,7 @@ from mlflow.entities import (
 from mlflow.exceptions import MlflowException
 
 from lora_core.errors import UserError
+from sweeps.public import public
 from sweeps.run_values import Data, Point
 
 _AT_ONCE = 1000  # metrics that MLflow takes in one call

@@ -20,10 +20,10 @@ from reports.constraints import ALIASES
 from reports.reproduce import RESUMED, flat
 from reports.wording import typed
 from sweeps.client import WorkerDied
-from sweeps.connect import public
 from sweeps.environment import environment
 from sweeps.fingerprint import fingerprint, identity
 from sweeps.protocol import Ready
+from sweeps.public import public
 from sweeps.space import Job
 from sweeps.standing import shares_folder
 from sweeps.study import Study, check_same, trial_name
@@ -36,7 +36,12 @@ TERMS = "terms"  # an attribute of a shared study
 def resume_command(argv: list[str], name: str) -> str:
     """What to type to go on with the study: the same overrides and its name."""
     overrides = [text for text in argv if not text.startswith("study=")]
-    return typed(shlex.join(["lora-sweep", "search", *overrides, f"study={name}"]))
+    return as_typed("search", *overrides, f"study={name}")
+
+
+def as_typed(command: str, *argv: str) -> str:
+    """The command line, without passwords: it is printed and kept."""
+    return typed(shlex.join(["lora-sweep", command, *map(public, argv)]))
 
 
 def command_on(study: StudyRecord, folder: Path, command: str, *more: str) -> str:
@@ -123,7 +128,7 @@ def check_folder(record: StudyRecord, ended: list[FrozenTrial], folder: Path) ->
     for trial in ended:
         if not (folder / trial_name(trial.number) / "trial.json").exists():
             raise UserError(
-                f"study={record.study} has trials in {public(record.storage)} that are not in {folder}.\n"
+                f"study={record.study} has trials in {record.storage} that are not in {folder}.\n"
                 "Give the output_dir= or storage= it was made with, or another study= name."
             )
 
@@ -152,7 +157,7 @@ def check_own_folder(study: Study, record: StudyRecord, folder: Path) -> None:
         return
     if there is not None and there.created != terms["created"]:
         raise UserError(
-            f"{folder} holds another study={record.study} than {public(record.storage)}.\n"
+            f"{folder} holds another study={record.study} than {record.storage}.\n"
             "Give another output_dir=, or another study= name."
         )
     record.created = terms["created"]
@@ -190,7 +195,7 @@ def study_record(name: str, folder: Path, job: Job, ready: Ready, notes: list[st
     history += [note for note in [other_versions(earlier.environment, made_with)] if note and note not in history]
     return replace(
         earlier,
-        command=typed(shlex.join(["lora-sweep", "search", *job.argv])),
+        command=as_typed("search", *job.argv),
         resume_command=resume,
         ended=None,
         n_trials=config.n_trials,
@@ -200,9 +205,9 @@ def study_record(name: str, folder: Path, job: Job, ready: Ready, notes: list[st
         sampler=config.search.sampler["name"],
         pruner=config.search.pruner["name"],
         objective=", ".join(ALIASES.get(each, each) for each in config.search.objectives or ["val_loss"]),
-        storage=config.storage,
+        storage=public(config.storage),
         fingerprint=fingerprint(config, job.axes),
-        config=config.to_dict(),
+        config=config.for_record(),
         model=asdict(ready.model),
         data=asdict(ready.data),
         environment=made_with,

@@ -15,10 +15,11 @@ from lora_core.records import StudyRecord, TrialRecord, load_metrics, load_trial
 from lora_core.trial import TrialSpec
 from reports.study import Study
 from sweeps import champion, view
-from sweeps.connect import FAILURES, first_line, public
+from sweeps.connect import FAILURES, first_line
 from sweeps.history import History
 from sweeps.links import artifact_link, base_of, run_link, study_link
 from sweeps.notes import study_note, trial_notes
+from sweeps.public import public
 from sweeps.run_values import SPLITS, data_of, keeps_all
 from sweeps.store import Store, milliseconds
 from sweeps.study_run import open_study_run

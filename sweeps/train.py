@@ -1,7 +1,6 @@
 """One fine-tune: the same worker and the same engine as a search, with one trial in one slot."""
 
 import math
-import shlex
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +11,6 @@ from lora_core.config import TrainConfig
 from lora_core.errors import UserError
 from lora_core.records import StudyRecord, TrialRecord, from_dict, load_trial, now, save_study
 from lora_core.trial import TrialSpec
-from reports.wording import typed
 from sweeps import interrupts
 from sweeps.client import Worker, WorkerDied
 from sweeps.config import SweepConfig, study_name
@@ -25,7 +23,7 @@ from sweeps.requests import forget_requests, read_request
 from sweeps.resume import Source, continued, source_of
 from sweeps.scoring import score_trial
 from sweeps.space import cap_config
-from sweeps.study_folder import earlier_record, locked, write_log
+from sweeps.study_folder import as_typed, earlier_record, locked, write_log
 from sweeps.summary import train_summary
 from sweeps.telling import SETTLE, Teller
 from sweeps.tracking import Tracker
@@ -196,9 +194,9 @@ class Run:
 
 
 def _record(name: str, config: SweepConfig, ready: Ready, notes: list[str], argv: list[str]) -> StudyRecord:
-    command = typed(shlex.join(["lora-sweep", "train", *argv]))
+    command = as_typed("train", *argv)
     return StudyRecord(
         study=name, kind="train", created=now(), command=command, resume_command=command, n_trials=1,
-        seed=config.seed, config=config.to_dict(), model=asdict(ready.model), data=asdict(ready.data),
+        seed=config.seed, config=config.for_record(), model=asdict(ready.model), data=asdict(ready.data),
         environment={**environment(), **ready.environment}, notes=[*ready.notes, *notes],
     )  # fmt: skip

@@ -53,6 +53,7 @@ def study_page(uri: str, study: str | None, local: str) -> str:
     """The page of `study`, or of the newest one, in the store at `uri`; at `local` if that is no server."""
     from sweeps.connect import open_client, sqlite_file
     from sweeps.links import base_of, run_link, study_link
+    from sweeps.public import public
     from sweeps.view import PREFIX as VIEW
 
     file = sqlite_file(uri)
@@ -67,7 +68,7 @@ def study_page(uri: str, study: str | None, local: str) -> str:
     runs = sorted(found, key=lambda run: run.info.start_time)
     named = {name: run for run in runs for name in _names(run)}
     if study is not None and study not in named:
-        raise UserError(f"{study}: no such study in {uri}.{near(study, named)}")
+        raise UserError(f"{study}: no such study in {public(uri)}.{near(study, named)}")
     if not runs:
         return base
     run = named[study] if study else runs[-1]
