@@ -119,8 +119,10 @@ def resolve(composed: DictConfig) -> SweepConfig:
         parse(text)
     _check_method("search.sampler", config.search.sampler, SAMPLERS)
     _check_method("search.pruner", config.search.pruner, PRUNERS)
-    for name in config.search.warm_start:
+    earlier = config.search.warm_start
+    for name in earlier:
         _check_study_name("search.warm_start", name)
+    _require(len({*earlier}) == len(earlier), "search.warm_start", earlier, "each study once")
     return config
 
 

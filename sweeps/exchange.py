@@ -8,6 +8,7 @@ whatever has ended according to the study can be had, and what a machine has on 
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,6 +18,7 @@ from zipfile import BadZipFile, ZipFile
 from lora_core import disk
 from lora_core.errors import UserError
 from lora_core.records import StudyRecord, load_trial, save_trial
+from sweeps.aside import Aside
 from sweeps.config import SweepConfig
 from sweeps.connect import FAILURES, check_server, first_line
 from sweeps.public import public
@@ -36,6 +38,7 @@ class SharedFolder:
     """Nothing has to be handed over: what one machine writes to `folder`, all of them see."""
 
     problem: str | None = None
+    comes_later = False
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -45,6 +48,9 @@ class SharedFolder:
 
     def publish(self, name: str) -> bool:
         return True
+
+    def publish_again(self, name: str) -> None:
+        """It has changed for all."""
 
     def fetch(self, name: str) -> bool:
         return (self.folder / name / "trial.json").exists()  # a network drive may be slower than the database
@@ -61,11 +67,21 @@ class SharedFolder:
     def check(self) -> None:
         """It is always there."""
 
+    def settle(self) -> None:
+        """Nothing is under way."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
 
 class Exchange:
     """Carries trials between `folder`, which is this machine's alone, and the run `run_id` of the study; None: there is
-    no run yet. `workers`: how many processes of this machine write to that folder. `say` takes lines for the user. A
-    server that fails is left alone for a while; `problem` says why."""
+    no run yet. `workers`: how many processes of this machine write to that folder. `say` takes lines for the user, from
+    any thread. A server that fails is left alone for a while; `problem` says why.
+
+    What is published or fetched goes its way beside the training, so that it may be done only when asked for again."""
+
+    comes_later = True
 
     def __init__(
         self, store: Store, run_id: str | None, folder: Path, say: Callable[[str], None], workers: int = 1
@@ -78,6 +94,7 @@ class Exchange:
         self.problem: str | None = None
         self._failed_first = self._failed_last = 0.0
         self._has_said = False
+        self._aside = Aside()
 
     def open(self, study: Study, record: StudyRecord) -> None:
         """The machine that leads makes the run, and hands over what it has already; those that join look for the run.
@@ -101,17 +118,25 @@ class Exchange:
             raise UserError(f"{uri} cannot be used: {first_line(error)}") from None
 
     def publish(self, name: str) -> bool:
-        """Hands over the folder of a trial that has ended; returns whether that went well. It may be done again."""
-        return self._tried(partial(self._publish, name))
+        """Hands over the folder of a trial that has ended; returns whether that is done. It may be done again."""
+        return self._aside.done(f"publish {name}", partial(self._tried, partial(self._publish, name)))
+
+    def publish_again(self, name: str) -> None:
+        """Hands over what is left of a folder in place of what was handed over before, or is on its way."""
+        self._aside.add(partial(self._tried, partial(self._publish, name)))
 
     def fetch(self, name: str) -> bool:
         """Whether the folder of a trial that has ended is here; it is brought here if need be."""
-        return has_ended(self.folder / name) or self._tried(partial(self._fetch, name))
+        fetch = partial(self._tried, partial(self._fetch, name))
+        return has_ended(self.folder / name) or self._aside.done(f"fetch {name}", fetch)
 
     def fetch_all(self, names: list[str]) -> bool:
-        """Whether these trials are here, and all else that has been handed over: reference rows, repeats."""
+        """Whether these trials are here, and all else that has been handed over: reference rows, repeats. Waits for
+        them."""
         there = [*names]
-        return self._tried(lambda: there.extend(self._published())) and all(map(self.fetch, there))
+        return self._tried(lambda: there.extend(self._published())) and all(
+            has_ended(self.folder / each) or self._tried(partial(self._fetch, each)) for each in there
+        )
 
     def take_over(self, name: str) -> None:
         """This machine goes on with a trial that may be another's."""
@@ -122,8 +147,9 @@ class Exchange:
     def discard(self, name: str) -> None:
         """What counts of a trial is what another machine, which has taken it over, makes of it; another worker of this
         one goes on with it in this very folder."""
+        self._aside.drop(f"publish {name}")
         if self.workers == 1:
-            self._remove(name)
+            shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def check(self) -> None:
         """Raises Trouble where waiting for the server has been in vain."""
@@ -132,6 +158,14 @@ class Exchange:
                 f"MLflow has not answered for {PATIENCE / 60:.0f} minutes ({self.problem}), and what other machines "
                 "have trained, or lack of this one, cannot be carried."
             )
+
+    def settle(self) -> None:
+        """Waits until all that was asked for is done, or cannot be done now."""
+        self._aside.settle()
+
+    def close(self) -> None:
+        """Ends once nothing is half done."""
+        self._aside.close()
 
     def _tried(self, act: Callable[[], None]) -> bool:
         if self.problem is not None and time.monotonic() - self._failed_last < PAUSE:
@@ -181,11 +215,9 @@ class Exchange:
             adapter = self.folder / name / "adapters"
             record.adapter = str(adapter) if (brought / "adapters").is_dir() else None
             save_trial(brought, record)
-            self._remove(name)
+            with suppress(FileNotFoundError):
+                (self.folder / name).rename(Path(place) / "before")  # at once: somebody may be reading all folders
             brought.rename(self.folder / name)
-
-    def _remove(self, name: str) -> None:
-        shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def _published(self) -> list[str]:
         return [Path(file).stem for file in self.store.files(self._run(), PLACE)] if self.run_id else []

@@ -82,6 +82,7 @@ def _run(job: Job, is_member: bool) -> int:
                 ready = worker.ready()
             search = _search(name, job, ready, folder, display, assists)
             after.callback(search.study.crew.leave)  # once the worker has saved its trials, others may have them
+            after.callback(search.trials.exchange.close)
             among_equals = is_shared(job.config.storage) or (is_member and search.study.is_shared)
             is_common = among_equals and job.config.cluster.shared_folder
             with nullcontext() if assists else locked(folder, is_common):
@@ -165,6 +166,7 @@ class Search:
                 self._finish(worker)
             else:
                 self._leave()
+            self.trials.hand_over()
 
     def _leave(self) -> None:
         """Another process leads, and does what is left to do."""

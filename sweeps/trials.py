@@ -89,7 +89,7 @@ class Trials:
         self._tell()
         self._notice_others()
         self.exchange.check()
-        return over and (self.exchange.problem is None or all(t.number in self._noticed for t in self.study.ended))
+        return over and (not self.exchange.comes_later or all(t.number in self._noticed for t in self.study.ended))
 
     def confirm(self, worker: Worker, free: int) -> None:
         """Trains the best again with other seeds, those of one seed together: they share the order of the data.
@@ -168,7 +168,15 @@ class Trials:
         """Deletes the adapters that are not to be kept, here and where other machines get them."""
         if (keep := self.job.config.tracking.keep) != "all":
             for name in drop_adapters(self.folder, max(int(keep), at_least)):
-                self.exchange.publish(name)
+                self.exchange.publish_again(name)
+
+    def hand_over(self) -> None:
+        """Waits until other machines can have all that has ended here, if MLflow answers."""
+        while self._untold and self.exchange.problem is None:
+            self._tell()
+            with interrupts.waiting():
+                time.sleep(LOOK)
+        self.exchange.settle()
 
     def _answer(self, report: Report) -> Go:
         if self.study.lost():

@@ -17,6 +17,7 @@ from sweeps.requests import StopRequest
 from sweeps.storage import opening_shared
 from sweeps.study import Evaluation, Proposal, Study
 from tests import postgres
+from tests.sweeps.faults import tried
 
 RATE = Axis("optimizer.learning_rate", "float", low=1e-5, high=1e-3, log=True)
 RANK = Axis("lora_parameters.rank", "categorical", choices=[2, 4])
@@ -204,6 +205,7 @@ def test_what_one_is_asked_to_stop_all_hear_of(config: SweepConfig, machines: Ma
 
 
 @pytest.mark.faults
+@tried("PostgreSQL stopped as by a power cut, and started again", 3)
 def test_the_database_restarts(
     config: SweepConfig, machines: Machines, postgres_server: postgres.Server, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,8 @@
 
 import hashlib
 import shutil
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,12 +20,13 @@ from lora_core.records import (
     load_trial,
     save_trial,
 )
-from sweeps import exchange
+from sweeps import aside, exchange
 from sweeps.connect import FAILURES
 from sweeps.exchange import Exchange
 from sweeps.store import Store
 from sweeps.trouble import Trouble
 from tests.sweeps.helpers import empty_store
+from tests.sweeps.test_search import wait_for
 
 NAME = "trial-0003"
 
@@ -178,6 +181,52 @@ def test_a_server_that_is_away(machine: Callable[[str], Exchange], monkeypatch: 
     here.check()
     first, second = here.said  # type: ignore[attr-defined]
     assert "does not answer (refused)" in first and "answers again" in second
+
+
+def test_slow_files_hold_up_nobody(machine: Callable[[str], Exchange], monkeypatch: pytest.MonkeyPatch) -> None:
+    """They go their way in a thread of their own; whoever asks again learns that they have got there."""
+    monkeypatch.setattr(aside, "MOMENT", 0.01)
+    here, there, slow = machine("here"), machine("there"), threading.Event()
+    trained(here.folder)
+    for name in ("add_file", "fetch_file"):
+        real = getattr(Store, name)
+        monkeypatch.setattr(Store, name, lambda *given, real=real: slow.wait(10) and real(*given))
+    for act in (here.publish, there.fetch):
+        slow.clear()
+        began = time.monotonic()
+        assert not act(NAME) and not act(NAME)
+        assert time.monotonic() - began < 5
+        slow.set()
+        wait_for(lambda act=act: act(NAME))  # type: ignore[misc]
+    assert load_trial(there.folder / NAME).state == "complete"
+
+
+def test_what_is_dropped_while_it_is_on_its_way(machine: Callable[[str], Exchange]) -> None:
+    """What is handed over last is what is left."""
+    here, there = machine("here"), machine("there")
+    record = trained(here.folder)
+    assert here.publish(NAME)
+    shutil.rmtree(str(record.adapter))
+    record.adapter = None
+    save_trial(here.folder / NAME, record)
+    here.publish_again(NAME)
+    here.settle()
+    assert there.fetch(NAME) and load_trial(there.folder / NAME).adapter is None
+
+
+def test_a_trial_that_is_run_anew_is_handed_over_anew(
+    machine: Callable[[str], Exchange], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That it was on its way before another machine took it says nothing."""
+    monkeypatch.setattr(aside, "MOMENT", 0.0)
+    here, there = machine("here"), machine("there")
+    trained(here.folder, value=2.5)
+    here.publish(NAME)
+    here.discard(NAME)
+    trained(here.folder, value=1.5)
+    wait_for(lambda: here.publish(NAME))
+    wait_for(lambda: there.fetch(NAME))
+    assert load_trial(there.folder / NAME).value == 1.5
 
 
 def test_trials_that_begin_anew_are_told_once(machine: Callable[[str], Exchange]) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from sweeps.cli import main
 from tests import postgres
+from tests.sweeps.faults import tried
 from tests.sweeps.machines import GRACE, Machines, N, check
 from tests.sweeps.test_search import alive, wait_for
 
@@ -53,13 +54,15 @@ def test_one_of_two_ends(machines: Machines, alone: list[tuple], who: str, numbe
     leads, joins = machines.start_two()
     dead = leads if who == "the one that leads" else joins
     dead.send_signal(number)
-    (out,) = machines.finish(dead).values()
-    assert "wins with" in out
-    assert ("This one leads it now" in out) == (dead is leads)
-    check(machines, alone)
+    with tried(f"{'kill -9' if number == signal.SIGKILL else 'SIGINT'} of one of two machines"):
+        (out,) = machines.finish(dead).values()
+        assert "wins with" in out
+        assert ("This one leads it now" in out) == (dead is leads)
+        check(machines, alone)
 
 
 @pytest.mark.faults
+@tried("PostgreSQL stopped as by a power cut, and started again")
 def test_the_database_restarts(machines: Machines, alone: list[tuple], postgres_server: postgres.Server) -> None:
     machines.start_two()
     postgres_server.stop()
@@ -72,6 +75,7 @@ def test_the_database_restarts(machines: Machines, alone: list[tuple], postgres_
 
 @pytest.mark.faults
 @pytest.mark.parametrize("who", ["the one that leads", "the one that joined"])
+@tried("SIGSTOP of one of two machines past the grace, then SIGCONT")
 def test_one_of_two_sleeps(machines: Machines, alone: list[tuple], who: str) -> None:
     leads, joins = machines.start_two()
     sleeper = leads if who == "the one that leads" else joins
@@ -96,6 +100,7 @@ def signal_to(process: int, number: int) -> None:
 
 
 @pytest.mark.faults
+@tried("kill -9 of two machines at once")
 def test_all_end_and_the_command_goes_on(machines: Machines, alone: list[tuple]) -> None:
     both = machines.start_two()
     trainers = [int(child) for process in both for child in children(process)]

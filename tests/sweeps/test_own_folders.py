@@ -8,11 +8,13 @@ import pytest
 from optuna.trial import TrialState
 
 from lora_core.records import load_trials
+from lora_core.trial import TrialSpec
 from reports.study import load
 from sweeps import exchange
 from sweeps.cli import main
 from sweeps.display import Display
 from sweeps.requests import STOPPED
+from tests.sweeps.faults import tried
 from tests.sweeps.machines import Apart, N, check
 from tests.sweeps.test_search import wait_for
 
@@ -25,6 +27,7 @@ def trained(folder: Path) -> int:
     return sum(trial.role == "trial" and trial.state != "running" for trial in load_trials(folder))
 
 
+@tried("MLflow's server killed, and brought back, while it carries trials")
 def test_the_server_is_killed_and_comes_back(apart: Apart, alone: list[tuple]) -> None:
     """Meanwhile all go on with their training, and the study is told of nothing that could not be had."""
     folders = [apart.place.folder(apart.folder(process)) for process in apart.start_two()]
@@ -40,6 +43,28 @@ def test_the_server_is_killed_and_comes_back(apart: Apart, alone: list[tuple]) -
     # What MLflow's pages missed may not have been told to the end.
     assert main(["sync", "s", "--output-dir", str(apart.place.folder(apart.folder(apart.leads)).parent)]) == 0
     check(apart, alone)
+
+
+def test_a_slow_server_holds_up_no_training(apart: Apart, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a file is on its way, the slot that has become free takes its next trial."""
+    under_way, started = [], []
+    carry, start = exchange._pack, Display.started
+
+    def carried(folder: Path, file: Path) -> None:
+        under_way.append(folder.name)
+        time.sleep(3)
+        carry(folder, file)
+        under_way.remove(folder.name)
+
+    def noted(self: Display, spec: TrialSpec) -> None:
+        started.append([*under_way])
+        start(self, spec)
+
+    monkeypatch.setattr(exchange, "_pack", carried)
+    monkeypatch.setattr(Display, "started", noted)
+    assert main(apart.arguments("n_trials=3")) == 0
+    assert any(started)
+    assert len(list((apart.place.root / "artifacts").rglob("trial-*.zip"))) == 3
 
 
 def test_the_server_stays_away(

@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 import warnings
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -15,6 +14,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from sweeps.conditions import Condition, Conditions, present
 from sweeps.samplers import DistinctSampler, Distributions, cells, exhausted, grid
+from tests.sweeps.helpers import Place, quick
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 MIXED: Distributions = {
@@ -32,8 +32,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "tpe": {"n_startup_trials": 3}, "random": {}, "qmc": {}, "cmaes": {}, "gp": {"n_startup_trials": 3},
     "nsga2": {"population_size": 3},
 }  # fmt: skip
-NO_TORCH = pytest.mark.skipif(find_spec("torch") is None, reason="the extra gp is not installed")
-NAMES = [pytest.param(name, marks=NO_TORCH if name == "gp" else ()) for name in OPTIONS]
+NAMES = [pytest.param(name, marks=pytest.mark.peft if name == "gp" else ()) for name in OPTIONS]  # gp needs PyTorch
 SAMPLERS = pytest.mark.parametrize("name", NAMES)
 
 
@@ -182,3 +181,11 @@ def test_what_is_present_follows_from_the_others() -> None:
     assert present({"layers": 2, "dropout": 0.1, "rank": 4}, WHEN) == {"layers": 2}
     assert present({"layers": 1, "dropout": 0.1, "rank": 4}, WHEN) == {"layers": 1, "dropout": 0.1, "rank": 4}
     assert present({"layers": True, "dropout": 0.1}, WHEN) == {"layers": True}  # not 1
+
+
+@pytest.mark.peft
+def test_a_search_with_a_gaussian_process(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    more = ["search/sampler=gp", "search.sampler.n_startup_trials=2", "n_trials=4", "trainer.slots=1"]
+    assert quick(place, *more, "search/pruner=none") == 0
+    assert [trial.state for trial in place.trials()] == ["complete"] * 4

@@ -73,6 +73,7 @@ def test_a_search(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
         (["search.warm_start=[old]", "search/sampler=random"], "which learns from no trial"),
         (["search.warm_start=[old]", "search/sampler=nsga2"], "which keeps a state"),
         (["search.warm_start=[../old]"], "search.warm_start is '../old'"),
+        (["search.warm_start=[old,old]"], "expected each study once"),
         (["search.warm_start=old"], "search.warm_start is one value: expected a list"),
     ],
 )
