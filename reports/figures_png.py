@@ -96,4 +96,5 @@ def _finish(axes: Axes, x: str, y: str, shown: tuple[float, float]) -> None:
     axes.set_ylabel(y)
     axes.grid(axis="y", color=LIGHT["line"], linewidth=0.8)
     legend = {"loc": "lower left", "bbox_to_anchor": (0, 1.0), "ncols": 5, "frameon": False, "fontsize": 9}
-    axes.legend(**legend)
+    if axes.get_legend_handles_labels()[0]:  # a study that has just begun may have none
+        axes.legend(**legend)

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 import time
 from html.parser import HTMLParser
 from pathlib import Path
@@ -166,6 +167,14 @@ def test_a_study_without_completed_trials_builds(make_study):
     assert "1 failed: out of memory" in text and "Not drawn: no trial has completed." in text
     assert text.count("To go on with the search, should it be interrupted:") == 1
     assert "1 of 2 trials failed" in text and "The other checks need a completed trial." in text
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_a_study_with_a_single_curve_builds(make_study):
+    """As on a machine that trains for a study which another leads: it has neither reference row."""
+    folder = make_study(trials=[(4, 2.0, 1e-4, None, "running", None)], default=None, state="running")
+    shutil.rmtree(folder / "base")
+    assert (reports.build(folder).parent / "figures" / "curves.png").exists()
 
 
 def test_a_study_that_was_killed_is_not_said_to_run(make_study, tmp_path):
