@@ -23,7 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sweeps.requests import StopRequest
 
 MISSES = 6
-ENTRY, LEAD, ASKED = "process ", "lead", "asked "
+ENTRY, LEAD, ASKED, PARTING = "process ", "lead", "asked ", "parting"
 _LOCK = sqlalchemy.text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))")
 
 
@@ -31,7 +31,7 @@ class Solo:
     """The only process at work on its study."""
 
     me: str | None = None
-    leads, leaderless, lead = True, False, ""
+    leads, leaderless, lead, lead_parts = True, False, "", False
     asked: tuple[StopRequest, ...] = ()
 
     def alone(self) -> AbstractContextManager[None]:
@@ -45,6 +45,9 @@ class Solo:
 
     def pass_on(self, request: StopRequest) -> None:
         """Nobody is there to hear of it."""
+
+    def part(self) -> None:
+        """Nobody waits for it."""
 
     def leave(self) -> None:
         """Nobody is there to notice."""
@@ -92,6 +95,18 @@ class Crew:
     def lead(self) -> str:
         """Where the process runs that leads, or led last."""
         return self._known.get(self.study.user_attrs.get(LEAD, ""), ("another machine", None))[0]
+
+    @property
+    def lead_parts(self) -> bool:
+        """Whether the process that leads, or has led last, is about to leave with the study unfinished, or has left."""
+        attributes = self.study.user_attrs
+        return attributes.get(PARTING) == attributes.get(LEAD)
+
+    def part(self) -> None:
+        """Has the others know that this process finishes nothing any more. They can lead once it has left."""
+        if self.leads:
+            with suppress(SQLAlchemyError, StorageInternalError):
+                self.study.set_user_attr(PARTING, self.me)
 
     def pass_on(self, request: StopRequest) -> None:
         """Has the others know what this process was asked to stop."""

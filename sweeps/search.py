@@ -1,6 +1,7 @@
 """A search from its first line to its last: what is checked, the trials, the winner, the report."""
 
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -44,7 +45,7 @@ from sweeps.study_folder import (
 from sweeps.summary import search_summary
 from sweeps.telling import SETTLE, Teller
 from sweeps.tracking import Tracker
-from sweeps.trials import ATTEMPTS, Lost, Trials
+from sweeps.trials import ATTEMPTS, LOOK, Lost, Trials
 from sweeps.trouble import Trouble, cause_of
 from sweeps.warm_start import warm_start
 
@@ -160,6 +161,7 @@ class Search:
             with self.display:
                 with members(self.job.argv, self.record.study, shares, self._note):
                     slots = self._train(self.trials.train, worker, slots)
+                self._await_lead()
                 if self.leads:
                     self._train(self.trials.confirm, worker, slots)
             if self.leads:
@@ -193,6 +195,14 @@ class Search:
             self._lead()
         elif self.leads and not self.study.crew.leads:
             self._follow()
+
+    def _await_lead(self) -> None:
+        """Trials may end while the process that leads is on its way out, interrupted: this one leads once it has left,
+        unless another does."""
+        while not (self.leads or self.assists) and self.study.lead_parts:
+            with interrupts.waiting():
+                time.sleep(LOOK)
+            self._attend()
 
     def _lead(self) -> None:
         """The process that led is gone: this one does what is left to it."""
@@ -292,6 +302,7 @@ class Search:
         try:
             yield
         except BaseException as error:
+            self.study.crew.part()
             with suppress(OSError):  # without room, what was written before must do
                 self._save("interrupted")
             if how := self._trouble(error):

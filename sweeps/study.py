@@ -145,6 +145,12 @@ class Study:
         """Whether this process leads the study: it does from now on if nobody else does."""
         return self.crew.take_lead()
 
+    @property
+    @patient
+    def lead_parts(self) -> bool:
+        """Whether nobody will finish the study, if it is not this process."""
+        return self.crew.lead_parts
+
     @patient
     def pass_on(self, request: StopRequest) -> None:
         """Has the processes on other machines know what this one was asked to stop."""

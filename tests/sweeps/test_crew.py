@@ -186,6 +186,19 @@ def test_one_leads_and_another_takes_over(config: SweepConfig, machines: Machine
     assert [study.take_lead() for study in studies[1:]] == [True, False]
 
 
+def test_one_that_leads_and_is_interrupted_finishes_nothing(config: SweepConfig, machines: Machines) -> None:
+    """While it saves what it has, the trials of the others may all end: one of them has to wait for it to leave."""
+    leads, joins, other = (machines.open(config) for _ in range(3))
+    assert leads.take_lead() and not joins.take_lead() and not joins.lead_parts
+    joins.crew.part()
+    assert not other.lead_parts, "it does not lead"
+    leads.crew.part()
+    assert joins.lead_parts and not joins.take_lead(), "it is there still"
+    leads.crew.leave()
+    wait_for_gone(leads, joins)
+    assert joins.lead_parts and joins.take_lead() and not other.lead_parts
+
+
 def test_what_one_is_asked_to_stop_all_hear_of(config: SweepConfig, machines: Machines) -> None:
     """But for those that come later."""
     one, other = machines.open(config), machines.open(config)

@@ -1,13 +1,19 @@
 """Searches that share a study through PostgreSQL: processes here, machines elsewhere."""
 
+import os
 import signal
 import subprocess
 import time
 from pathlib import Path
+from threading import Thread
 
 import pytest
+from optuna.trial import TrialState
 
+from lora_core.records import StudyRecord
 from sweeps.cli import main
+from sweeps.study import Study
+from sweeps.telling import Teller
 from tests import postgres
 from tests.sweeps.faults import tried
 from tests.sweeps.machines import GRACE, Machines, N, check
@@ -89,6 +95,37 @@ def test_one_of_two_sleeps(machines: Machines, alone: list[tuple], who: str) -> 
     assert "taken over trials of this one" in out
     assert ("Another process leads the study now" in out) == (sleeper is leads)
     check(machines, alone)
+
+
+@pytest.mark.faults
+def test_the_last_trial_ends_while_the_one_that_leads_is_on_its_way_out(
+    together: Machines, alone: list[tuple], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted, it takes its time to tell MLflow. The other one must not leave the study to it."""
+    real = Teller.close_study
+
+    def complete(count: int) -> None:
+        wait_for(lambda: len(together.study.get_trials(states=(TrialState.COMPLETE,))) >= count)
+
+    def slow(self: Teller, study: StudyRecord, state: str, report: Path | None) -> str | None:
+        complete(N)
+        time.sleep(2)
+        return real(self, study, state, report)
+
+    def joined_and_interrupted() -> None:
+        wait_for((together.place.folder() / "study.json").exists)
+        together.start()
+        complete(1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Teller, "close_study", slow)
+    monkeypatch.setattr(Study, "ask", lambda self: None)  # the trials are the other one's,
+    monkeypatch.setattr(Study, "is_over", False)  # for which this one waits
+    Thread(target=joined_and_interrupted).start()
+    assert main(together.arguments()) == 130
+    (out,) = together.finish().values()
+    assert "This one leads it now" in out and "wins with" in out
+    check(together, alone)
 
 
 def children(process: subprocess.Popen) -> list[str]:
