@@ -50,7 +50,7 @@ class TrialRecord:
     best_step: int | None = None
     started: str | None = None  # ISO 8601, UTC
     ended: str | None = None
-    adapter: str | None = None  # folder, absolute
+    adapter: str | None = None  # folder, absolute; in the file relative to it, where it lies beside
     adapter_sha256: str | None = None
     schema: int = SCHEMA
 
@@ -173,7 +173,11 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def save_trial(folder: Path, record: TrialRecord) -> None:
-    write_json(folder / "trial.json", asdict(record))
+    """Writes `trial.json`, which names an adapter in `folder` as what lies there: a copy of the folder has its own."""
+    written = asdict(record)
+    if record.adapter is not None and Path(record.adapter).is_relative_to(folder.absolute()):
+        written["adapter"] = str(Path(record.adapter).relative_to(folder.absolute()))
+    write_json(folder / "trial.json", written)
 
 
 def save_study(folder: Path, record: StudyRecord) -> None:
@@ -181,7 +185,10 @@ def save_study(folder: Path, record: StudyRecord) -> None:
 
 
 def load_trial(folder: Path) -> TrialRecord:
-    return from_dict(TrialRecord, _read(folder / "trial.json"))
+    record: TrialRecord = from_dict(TrialRecord, _read(folder / "trial.json"))
+    if record.adapter is not None:
+        record.adapter = str(folder.absolute() / record.adapter)
+    return record
 
 
 def load_study(folder: Path) -> StudyRecord:

@@ -69,7 +69,7 @@ class Slot:
 
     @property
     def adapter_path(self) -> Path:
-        return Path(self.config.adapter_path) if self.config.adapter_path else self.folder / "adapters"
+        return Path(self.config.adapter_path or self.folder / "adapters").absolute()
 
     def adapts(self, site: Site) -> bool:
         """Whether the trial adapts this layer."""

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from lora_core.records import ADAPTER
 from reports.panels import Tiles
-from reports.study import Study, adapter_folder
+from reports.study import Study
 from reports.wording import amount, listed, percent, plural
 
 DEAD = 1e-3  # of the median norm: a layer below has hardly been changed
@@ -50,7 +50,7 @@ class AdapterFacts:
 
 
 def compute(study: Study) -> AdapterFacts:
-    folder = adapter_folder(study, study.winner) if study.winner else None
+    folder = study.winner.adapter if study.winner else None
     if study.winner is None or folder is None:
         return AdapterFacts(why_not="Not drawn: there is no winner with an adapter.")
     if study.winner.config.get("train_type") == "full":

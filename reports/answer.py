@@ -6,7 +6,7 @@ from typing import Any
 
 from lora_core.records import TrialRecord
 from reports.seeds import Lead, Seeds, lead
-from reports.study import Study, adapter_folder, generate_command, perplexity, test_loss, value
+from reports.study import Study, generate_command, perplexity, test_loss, value
 from reports.wording import typed
 
 RUNNERS_UP = 3
@@ -135,7 +135,7 @@ def compute(study: Study) -> Answer:
     answer.cheapest = _cheapest(study, answer)
     answer.smaller = None if answer.cheapest else _smaller(study, best)
     answer.test = _test(study, best)
-    answer.adapter, answer.command = adapter_folder(study, best), generate_command(study, best)
+    answer.adapter, answer.command = best.adapter, generate_command(study, best)
     return answer
 
 

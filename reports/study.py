@@ -191,18 +191,10 @@ def short_names(keys: list[str]) -> dict[str, str]:
     return {key: name if seen[name] == 1 else key for key, name in last.items()}
 
 
-def adapter_folder(study: Study, trial: TrialRecord) -> str | None:
-    """Where the trial's adapter lies; a study folder that was moved takes its adapters along."""
-    if trial.adapter is None or Path(trial.adapter).is_dir():
-        return trial.adapter
-    beside = study.folder / trial.name / "adapters"
-    return str(beside.resolve()) if beside.is_dir() else trial.adapter
-
-
 def generate_command(study: Study, trial: TrialRecord) -> str | None:
     """The stock mlx_lm command that answers with the trial's adapter, or, where mlx_lm cannot load that, with the model
     that it was merged into; None if there is neither."""
-    adapter, base = adapter_folder(study, trial), study.record.model
+    adapter, base = trial.adapter, study.record.model
     model = base.get("folder") or base.get("path")
     if not adapter or not model:
         return None

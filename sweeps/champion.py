@@ -9,7 +9,7 @@ from pathlib import Path
 from lora_core.adapter_folder import FILES
 from lora_core.config import loads_in_mlx_lm
 from lora_core.records import StudyRecord
-from reports.study import Study, adapter_folder
+from reports.study import Study
 from sweeps.store import Store  # before mlflow: it decides how that is imported
 
 from mlflow.exceptions import MlflowException  # isort: skip
@@ -22,7 +22,7 @@ def register(store: Store, study: Study) -> None:
     """Makes the winner the champion, unless it is already, or cannot be used: it lacks its adapter, run or model, or
     mlx_lm cannot load it."""
     best, record = study.winner, study.record
-    adapter = adapter_folder(study, best) if best is not None else None
+    adapter = best.adapter if best is not None else None
     if best is None or adapter is None or not all((Path(adapter) / name).is_file() for name in FILES):
         return
     if best.name not in record.runs or "folder" not in record.model:

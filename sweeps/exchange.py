@@ -212,9 +212,9 @@ class Exchange:
             with ZipFile(file) as packed:
                 packed.extractall(brought)
             record = load_trial(brought)
-            adapter = self.folder / name / "adapters"
-            record.adapter = str(adapter) if (brought / "adapters").is_dir() else None
-            save_trial(brought, record)
+            if not (brought / "adapters").is_dir():
+                record.adapter = None
+                save_trial(brought, record)
             with suppress(FileNotFoundError):
                 (self.folder / name).rename(Path(place) / "before")  # at once: somebody may be reading all folders
             brought.rename(self.folder / name)

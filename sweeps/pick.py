@@ -7,7 +7,7 @@ from lora_core.adapter_folder import CONFIG
 from lora_core.errors import UserError, near
 from lora_core.records import TrialRecord, adapter_damage
 from reports.command import study_folder
-from reports.study import Study, adapter_folder
+from reports.study import Study
 from sweeps.standing import standing
 from sweeps.study import trial_name
 
@@ -36,12 +36,11 @@ def study_and_trial(output_dir: Path, text: str) -> tuple[Study, str | None]:
 def of_trial(study: Study, trial: str | None = None) -> Picked:
     """The adapter of a trial of the study, given by name or number; without one, that of the winner."""
     record = record_of(study, trial)
-    folder = adapter_folder(study, record)
-    if folder is None:
+    if record.adapter is None:
         raise UserError(f"{record.name} of {study.name} has no adapter ({record.state}).{_others(study)}")
-    if damage := adapter_damage(record, Path(folder)):
+    if damage := adapter_damage(record, Path(record.adapter)):
         raise UserError(f"{record.name} of {study.name}: {damage}.")
-    return Picked(record.name, Path(folder))
+    return Picked(record.name, Path(record.adapter))
 
 
 def record_of(study: Study, trial: str | None) -> TrialRecord:

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 from lora_core.records import TrialRecord, adapter_damage, save_trial
-from reports.study import Study, adapter_folder, load
+from reports.study import Study, load
 from sweeps.client import Worker
 from sweeps.telling import Teller
 
@@ -39,12 +39,11 @@ def _score(worker: Worker, study: Study, trial: TrialRecord) -> str | None:
 
 def usable_adapter(study: Study, trial: TrialRecord) -> tuple[str | None, str | None]:
     """The folder of the trial's adapter, which the base model has none of, or why it is not to be used."""
-    adapter = adapter_folder(study, trial)
     if trial.role == "base":
         return None, None
-    if adapter is None:
+    if trial.adapter is None:
         return None, "it has no adapter"
-    return adapter, adapter_damage(trial, Path(adapter))
+    return trial.adapter, adapter_damage(trial, Path(trial.adapter))
 
 
 def score_trial(worker: Worker, folder: Path, trial: TrialRecord, adapter: str | None) -> str | None:

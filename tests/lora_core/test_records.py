@@ -32,6 +32,20 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     assert load_study(tmp_path) == study
 
 
+def test_an_adapter_goes_where_its_trial_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    trial = TrialRecord("mine", "train", adapter=str(here / "adapters"))
+    save_trial(here, trial)
+    assert load_trial(here) == trial
+    here.rename(there)
+    assert load_trial(there).adapter == str(there / "adapters")
+    monkeypatch.chdir(tmp_path)
+    assert load_trial(Path("there")).adapter == str(there / "adapters")
+    save_trial(there, TrialRecord("mine", "train", adapter="/elsewhere/adapters"))  # by adapter_path
+    assert load_trial(there).adapter == "/elsewhere/adapters"
+
+
 @pytest.mark.parametrize("failing", ["fsync", "replace"])
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
     file = tmp_path / "trial.json"

@@ -113,3 +113,10 @@ def test_the_end_is_written_without_numbers_that_json_lacks(slot: Slot) -> None:
     assert record.metrics["val_perplexity"] == pytest.approx(math.exp(2))
     json.loads((slot.folder / "trial.json").read_text(), parse_constant=pytest.fail)
     assert record.adapter is None and record.ended is not None
+
+
+def test_the_record_of_an_adapter_elsewhere_says_where(slot, monkeypatch, tmp_path):
+    slot.config.adapter_path = "mine"
+    monkeypatch.chdir(tmp_path)
+    slot.end("complete", None, {}, "0" * 64)
+    assert load_trial(slot.folder).adapter == str(tmp_path / "mine")

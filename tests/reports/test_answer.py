@@ -1,6 +1,8 @@
 """The numbers of the answer, to the digit."""
 
 import math
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -77,10 +79,10 @@ def test_what_mlx_lm_cannot_load_is_answered_with_merged(make_study):
     assert "--adapter-path" in answer.compute(study).command
 
 
-def test_adapter_follows_a_moved_study(study_folder, tmp_path):
-    moved = study_folder.rename(tmp_path / "elsewhere")
-    (moved / "trial-0003" / "adapters").mkdir()
-    assert answer.compute(load(moved)).adapter == str(moved / "trial-0003" / "adapters")
+def test_a_copied_study_has_adapters_of_its_own(study_folder, tmp_path):
+    (study_folder / "trial-0003" / "adapters").mkdir()
+    copied = Path(shutil.copytree(study_folder, tmp_path / "elsewhere"))
+    assert answer.compute(load(copied)).adapter == str(copied / "trial-0003" / "adapters")
 
 
 def test_a_default_that_beats_the_search_is_said_plainly(make_study):
