@@ -270,7 +270,7 @@ class Engine:
         path, kind = config.resume_adapter_file, self.learned(config)
         if path is None:
             return None
-        return Start(kind.load(path, config)) if config.resume_strict else kind.refitted(path, config, repeat)
+        return kind.resumed(path, config) if config.resume_strict else kind.refitted(path, config, repeat)
 
     def _next_batches(self, slot: Slot, feed: Feed) -> list[Batch]:
         return [feed.train[index] for index in slot.coming[: slot.per_step]]

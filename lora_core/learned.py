@@ -23,7 +23,7 @@ from lora_core.keys import check_keys
 from lora_core.layers import Weights
 from lora_core.models import Base
 from lora_core.pack import Pack
-from lora_core.resume import Start, refitted, refitted_full
+from lora_core.resume import Start, refitted, refitted_full, rescaled
 from lora_core.slot import adapts
 from lora_core.split import Split
 from lora_core.step import Computation
@@ -82,6 +82,10 @@ class AdaptedLayers:
         loaded = load_adapter(path, self.split, sites, rank, dora, base)
         return {site.index: weights for site, weights in zip(sites, loaded, strict=True)}
 
+    def resumed(self, path: str, config: TrainConfig) -> Start:
+        """From `path`, which must fit, with the ΔW that it has there."""
+        return rescaled(path, self.load(path, config), config)
+
     def refitted(self, path: str, config: TrainConfig, repeat: int) -> Start:
         """From `path`, made to fit."""
         return refitted(path, self.split, self.of(config), config, repeat, self.base.info.fingerprint)
@@ -134,6 +138,10 @@ class OwnWeights:
     def load(self, path: str, config: TrainConfig) -> Learned:
         """From `path`, which must fit; raises UserError."""
         return full.load_weights(path, self.of(config), self.base.info.fingerprint)
+
+    def resumed(self, path: str, config: TrainConfig) -> Start:
+        """From `path`, which must fit."""
+        return Start(self.load(path, config))
 
     def refitted(self, path: str, config: TrainConfig, repeat: int) -> Start:
         """From `path`, made to fit."""

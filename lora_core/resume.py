@@ -1,7 +1,8 @@
-"""What a trial starts from where `resume_adapter_file` says so. With `resume_strict: false` that need not be an adapter
-of this run's rank, multiplier and layers: it is made one, with the same ΔW as far as this run has room for it.
+"""What a trial starts from where `resume_adapter_file` says so: the same ΔW, whatever multiplies B·A here. With
+`resume_strict: false` it need not be an adapter of this run's rank and layers: it is made one, as far as there is room.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -9,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 
 from lora_core.adapter_files import weights_of
-from lora_core.adapter_folder import Stored, check_base, read
+from lora_core.adapter_folder import CONFIG, Stored, check_base, read
 from lora_core.adapters import Draw, Site, initial
 from lora_core.config import TrainConfig
 from lora_core.errors import UserError
@@ -35,6 +36,23 @@ class Start:
         """The weights with zero moments."""
         zeros = {index: tuple(map(mx.zeros_like, weights)) for index, weights in self.weights.items()}
         return {index: (weights, zeros[index], zeros[index]) for index, weights in self.weights.items()}
+
+
+def rescaled(path: str, weights: dict[int, Weights], config: TrainConfig) -> Start:
+    """The adapter at `path`, whose `weights` fit as they are. Where its B·A had another multiplier, B makes up for it,
+    and a line says so."""
+    named = f"resume_adapter_file={path}"
+    stored, wanted = read(path, named), config.lora_parameters.multiplier
+    if not stored.config:
+        return Start(
+            weights, notes=[f"{named} has no {CONFIG} beside it: its B·A is multiplied by {wanted:g}, as here."]
+        )
+    multiplier = _multiplier(stored, config.train_type, named)
+    if math.isclose(multiplier, wanted, rel_tol=1e-9):
+        return Start(weights)
+    note = f"{named} multiplies B·A by {multiplier:g}, this run by {wanted:g}: B makes up for it, and ΔW is the same."
+    factor = multiplier / wanted
+    return Start({index: (a, factor * b, *lengths) for index, (a, b, *lengths) in weights.items()}, notes=[note])
 
 
 def refitted(

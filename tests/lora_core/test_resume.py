@@ -1,5 +1,6 @@
-"""`resume_strict=false`: another rank, multiplier or other layers, with the same ΔW; and what it refuses."""
+"""What a trial starts from: the same ΔW, also at another rank or multiplier, or in other layers; what is refused."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -128,12 +129,30 @@ def test_another_multiplier_keeps_the_change(
     engine: Engine, saved: dict, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     same, other = fitting(tmp_path, saved["lora"]), fitting(tmp_path, saved["lora"], **changes)
-    as_it_is = fitting(tmp_path / "strict", saved["lora"], **{**changes, "rank": RANK, "resume_strict": True})
     whole, kept = deltas(engine, same), deltas(engine, other)
     assert all(np.allclose(kept[index], whole[index], rtol=0, atol=1e-6) for index in whole)
-    if "rank" not in changes:  # what multiplies B·A is then what the run says
-        wrong = deltas(engine, as_it_is)
-        assert all(np.abs(wrong[index] - whole[index]).max() > 1e-4 for index in whole)
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_what_fits_as_it_is_keeps_the_change_too_and_says_so(
+    engine: Engine, saved: dict, tmp_path: Path, kind: str
+) -> None:
+    same, other = (
+        fitting(tmp_path, saved[kind], train_type=kind, resume_strict=True, **more) for more in ({}, {"scale": 3.0})
+    )
+    whole, kept = deltas(engine, same), deltas(engine, other)
+    assert all(np.allclose(kept[index], whole[index], rtol=0, atol=1e-6) and whole[index].any() for index in whole)
+    assert first_loss(engine, other) == pytest.approx(first_loss(engine, same), abs=1e-5)
+    assert start_of(engine, same).notes == []
+    assert "multiplies B·A by 5, this run by 0.75" in start_of(engine, other).notes[0]
+
+
+def test_what_multiplies_a_bare_file_is_said(engine: Engine, saved: dict, tmp_path: Path) -> None:
+    file = shutil.copy(f"{saved['lora']}/adapters.safetensors", tmp_path)
+    start = start_of(engine, fitting(tmp_path, str(file), resume_strict=True, scale=3.0))
+    assert start.notes[0].endswith("has no adapter_config.json beside it: its B·A is multiplied by 0.75, as here.")
+    stored = read(saved["lora"]).tensors
+    assert any(np.array_equal(np.array(b), stored[name]) for _, b in start.weights.values() for name in stored)
 
 
 def test_the_multiplier_of_peft_is_understood(engine: Engine, saved: dict, tmp_path: Path) -> None:
