@@ -13,6 +13,7 @@ from safetensors import SafetensorError, deserialize, safe_open
 from safetensors.numpy import save_file
 
 from lora_core import peft
+from lora_core.config import TRAIN_TYPES
 from lora_core.errors import UserError, first_line
 from lora_core.records import ADAPTER, write_json
 
@@ -37,6 +38,7 @@ class Stored:
             raise UserError(f"It has no {CONFIG} beside it, which tells what multiplies B·A.")
         config = peft.mlx_config(self.config, self.modules) if self.is_peft else self.config
         _check_base_named(config)
+        _check_method(config)
         if config.get("fine_tune_type") != "full":
             _check_parts(self.modules, self.tensors, config.get("fine_tune_type") == "dora")
             _check_parameters(config.get("lora_parameters"), self.tensors)
@@ -139,8 +141,17 @@ def _check_parts(modules: Iterable[str], tensors: dict[str, np.ndarray], dora: b
             raise UserError(f"{module} has m, which only DoRA has, and this is said to be LoRA.")
 
 
+def _check_method(config: dict[str, Any]) -> None:
+    """Raises UserError unless it says, if it says so at all, what was trained, and in how many blocks."""
+    kind, blocks = config.get("fine_tune_type", "lora"), config.get("num_layers", -1)
+    if kind not in TRAIN_TYPES:
+        raise UserError(f"Its {CONFIG} has fine_tune_type {peft.shown(kind)}, expected {', '.join(TRAIN_TYPES)}.")
+    if type(blocks) is not int:
+        raise UserError(f"Its {CONFIG} has num_layers {peft.shown(blocks)}, expected a whole number.")
+
+
 def _check_parameters(lora: Any, tensors: dict[str, np.ndarray]) -> None:
-    """Raises UserError unless `lora_parameters` has a scale, and the rank that the weights have."""
+    """Raises UserError unless `lora_parameters` has a scale, and the rank that the weights have, and is sound."""
     known = lora if isinstance(lora, dict) else {}
     scale, rank = known.get("scale"), known.get("rank")
     if not peft.is_number(scale):
@@ -149,6 +160,11 @@ def _check_parameters(lora: Any, tensors: dict[str, np.ndarray]) -> None:
     if type(rank) is not int or ranks - {rank}:
         found = ", ".join(map(str, sorted(ranks)))
         raise UserError(f"Its {CONFIG} has lora_parameters.rank {peft.shown(rank)}, its weights rank {found}.")
+    dropout, keys = known.get("dropout", 0.0), known.get("keys")
+    if not peft.is_number(dropout) or not 0 <= dropout < 1:
+        raise UserError(f"Its {CONFIG} has the dropout {peft.shown(dropout)}, expected a number from 0 to below 1.")
+    if keys is not None and not (isinstance(keys, list) and all(isinstance(key, str) for key in keys)):
+        raise UserError(f"Its {CONFIG} has lora_parameters.keys {peft.shown(keys)}, expected a list of names.")
 
 
 def _check_base_named(config: dict[str, Any]) -> None:

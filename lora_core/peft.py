@@ -144,6 +144,9 @@ def _check_plain(config: Config) -> None:
         raise UserError(f"Its adapter_config.json has r {shown(rank)}, expected a whole number above 0.")
     if not is_number(alpha) or alpha == 0:
         raise UserError(f"Its adapter_config.json has lora_alpha {shown(alpha)}, expected a finite number but 0.")
+    for key in ("use_rslora", "use_dora"):
+        if not isinstance(config.get(key), bool | None):
+            raise UserError(f"Its adapter_config.json has {key} {shown(config[key])}, expected true or false.")
     asked = [key for key in FOREIGN if config.get(key)]
     asked += ["bias"] if config.get("bias", "none") != "none" else []
     start = config.get("init_lora_weights")

@@ -122,11 +122,18 @@ def test_a_configuration_that_is_none_is_refused(tmp_path: Path, content: bytes)
         ({"rank": 4.0}, r"rank 4\.0, its weights rank 4"),
         ({"model_path": 7}, "model_path 7, expected text"),
         ({"model": ["m"]}, "model .* expected text"),
+        ({"fine_tune_type": "qlora"}, 'fine_tune_type "qlora", expected lora, dora, full'),
+        ({"fine_tune_type": ["lora"]}, r'fine_tune_type \["lora"\]'),
+        ({"num_layers": "all"}, 'num_layers "all", expected a whole number'),
+        *(({"dropout": value}, "dropout .* from 0 to below 1") for value in ("much", None, [0.1], True, -0.1, 1.0)),
+        ({"keys": "q_proj"}, 'keys "q_proj", expected a list of names'),
+        ({"keys": [1]}, r"keys \[1\]"),
     ],
 )
 def test_settings_of_other_types_are_refused(tmp_path: Path, changes: dict, said: str) -> None:
     tensors = {name: np.ones(shape, np.float32) for name, shape in SOUND.items()}
-    parameters = {key: changes.get(key, value) for key, value in LORA["lora_parameters"].items()}
+    known = {"dropout": 0.0, "keys": None, **LORA["lora_parameters"]}
+    parameters = {key: changes.get(key, value) for key, value in known.items()}
     save_adapter(tmp_path, tensors, {})
     settings = json.dumps({**LORA, **changes, "lora_parameters": parameters})
     (tmp_path / "adapter_config.json").write_text(settings)

@@ -113,6 +113,8 @@ def test_the_base_model_is_told_apart(tmp_path: Path) -> None:
             ({"lora_alpha": value}, "has lora_alpha .*, expected a finite number but 0")
             for value in ("16", [16], float("nan"), True, 0, 10**400)
         ),
+        ({"use_rslora": "no"}, 'use_rslora "no", expected true or false'),
+        ({"use_dora": 1}, "use_dora 1, expected true or false"),
         ({"rank_pattern": {"q_proj": 4}}, "rank_pattern"),
         ({"alpha_pattern": {"q_proj": 4}}, "alpha_pattern"),
         ({"bias": "all"}, "bias=all"),
