@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, deserialize, safe_open
-from safetensors.numpy import save_file
+from safetensors import SafetensorError, TensorSpec, deserialize, safe_open, serialize_file
 
 from lora_core import peft
 from lora_core.config import TRAIN_TYPES
@@ -51,7 +50,8 @@ class Stored:
 
 
 def save_adapter(folder: Path, tensors: peft.Tensors, config: dict[str, Any]) -> str:
-    """Writes an adapter in mlx_lm's layout, and returns the sha256 of its weights, which the configuration keeps."""
+    """Writes an adapter in mlx_lm's layout, and returns the sha256 of its weights, which the configuration keeps.
+    Tensors of uint16 are bfloat16, which NumPy does not have."""
     return _save(folder / ADAPTER, tensors, config, {"format": "mlx"})
 
 
@@ -72,7 +72,7 @@ def _save(file: Path, tensors: peft.Tensors, config: dict[str, Any], metadata: d
     file.parent.mkdir(parents=True, exist_ok=True)
     beside = file.with_name(f"{file.name}.part.safetensors")
     try:
-        save_file(tensors, beside, metadata=metadata)
+        _write(tensors, beside, metadata)
         with beside.open("rb") as written:
             digest = hashlib.file_digest(written, "sha256").hexdigest()
             os.fsync(written.fileno())
@@ -82,6 +82,18 @@ def _save(file: Path, tensors: peft.Tensors, config: dict[str, Any], metadata: d
     finally:
         beside.unlink(missing_ok=True)  # there only if something went wrong
     return digest
+
+
+def _write(tensors: peft.Tensors, file: Path, metadata: dict[str, str]) -> None:
+    arrays = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    specs = {
+        name: TensorSpec(
+            dtype="bfloat16" if array.dtype == np.uint16 else array.dtype.name,
+            shape=array.shape, data_ptr=array.ctypes.data, data_len=array.nbytes,
+        )
+        for name, array in arrays.items()
+    }  # fmt: skip
+    serialize_file(specs, file, metadata=metadata)
 
 
 def read(path: str, named: str | None = None) -> Stored:

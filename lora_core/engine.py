@@ -45,6 +45,7 @@ SAVE_SHARE = 0.02  # so that they take no more than this share of the time
 WRITERS = 8  # trials whose last files are written at the same time
 BEATEN = "beaten at the same step by earlier trials"
 AHEAD = 16  # batches that frozen blocks may see before their turn
+ON_HOST = {mx.float32: np.float32, mx.float16: np.float16, mx.bfloat16: np.uint16}
 PREFIX_SHARE = 0.125  # of the device's memory, for hidden states after frozen blocks
 
 
@@ -333,11 +334,11 @@ class Engine:
 
 
 def _on_host(tensors: dict[str, mx.array]) -> dict[str, np.ndarray]:
-    """The same in NumPy, brought over in one piece: each transfer from a GPU waits for it."""
-    flat = np.array(mx.concatenate([tensor.reshape(-1) for tensor in tensors.values()]))
-    ends = np.cumsum([tensor.size for tensor in tensors.values()])
-    parts = np.split(flat, ends[:-1])
-    return {name: part.reshape(tensors[name].shape) for name, part in zip(tensors, parts, strict=True)}
+    """The same for `save_adapter`, brought over in one piece: each transfer from a GPU waits for it."""
+    flat = np.array(mx.concatenate([tensor.reshape(-1).view(mx.uint8) for tensor in tensors.values()]))
+    ends = np.cumsum([tensor.nbytes for tensor in tensors.values()])
+    parts = dict(zip(tensors, np.split(flat, ends[:-1]), strict=True))
+    return {name: parts[name].view(ON_HOST[each.dtype]).reshape(each.shape) for name, each in tensors.items()}
 
 
 def _write(

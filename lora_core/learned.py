@@ -148,8 +148,10 @@ class OwnWeights:
         return refitted_full(path, self.of(config), self.base.info.fingerprint)
 
     def saved(self, learned: Learned, config: TrainConfig) -> tuple[dict[str, mx.array], dict[str, Any]]:
-        """The tensors by name, and what `adapter_config.json` says of them."""
-        tensors = {weight.name: learned[place][0] for place, weight in enumerate(self.of(config))}
+        """The tensors by name, in the model's own dtype, as they were evaluated; and what `adapter_config.json` says of
+        them."""
+        found = enumerate(self.of(config))
+        tensors = {weight.name: learned[place][0].astype(weight.array.dtype) for place, weight in found}
         return tensors, adapter_config(config, [], self.base.info)
 
     def carried(self, learned: Learned, config: TrainConfig) -> AbstractContextManager[None]:

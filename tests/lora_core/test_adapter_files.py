@@ -115,7 +115,7 @@ def test_a_failed_write_leaves_the_old_adapter(engine: Engine, tmp_path: Path, m
         raise OSError("no space left on device")
 
     if failing == "weights":
-        monkeypatch.setattr(adapter_folder, "save_file", half)
+        monkeypatch.setattr(adapter_folder, "serialize_file", half)
     else:
         monkeypatch.setattr(adapter_folder, "write_json", refuse)
     with pytest.raises(OSError, match="no space"):

@@ -8,6 +8,7 @@ import mlx_lm
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
+from mlx_lm.tuner.utils import load_adapters
 
 from lora_core import full
 from lora_core.config import TrainConfig
@@ -19,7 +20,7 @@ from tests.lora_core.helpers import bits_are_promised, losses, new_engine, new_s
 
 
 def logits(model) -> np.ndarray:
-    return np.array(model(mx.array(np.random.default_rng(0).integers(0, 250, (2, 24)))))
+    return np.array(model(mx.array(np.random.default_rng(0).integers(0, 250, (2, 24)))).astype(mx.float32))
 
 
 def trained_logits(engine: Engine, spec: TrialSpec) -> np.ndarray:
@@ -57,6 +58,24 @@ def test_stock_mlx_lm_and_the_merged_model_give_equal_logits(make_spec, tmp_path
     engine.fuse(Path(spec.folder) / "adapters", TrainConfig.from_dict(spec.config), tmp_path / "merged")
     np.testing.assert_allclose(logits(mlx_lm.load(str(tmp_path / "merged"))[0]), ours, rtol=0, atol=1e-5)
     np.testing.assert_array_equal(logits(engine.base.model), base)
+
+
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
+def test_of_a_base_in_half_precision_mlx_lm_loads_what_was_evaluated(make_spec, dtype: mx.Dtype) -> None:
+    engine, spec = new_engine(), make_spec("full", train_type="full")
+    engine.base.model.set_dtype(dtype)
+    (record,) = run(engine, spec)
+    loaded, folder = stock(engine), f"{spec.folder}/adapters"
+    loaded.set_dtype(dtype)
+    base = logits(loaded)
+    load_adapters(loaded, folder)
+    ours = trained_logits(engine, spec)
+    assert np.array_equal(logits(loaded), ours) and not np.array_equal(base, ours)
+    loaded.layers[-1].set_dtype(mx.float32)
+    assert not np.array_equal(logits(loaded), ours)  # the same numbers, but rounded elsewhere
+    again = make_spec("again", train_type="full", resume_adapter_file=folder)
+    run(engine, again)
+    assert losses(again)[0][1] == pytest.approx(record.metrics["best_val_loss"], rel=1e-6)
 
 
 @contextmanager
