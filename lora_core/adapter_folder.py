@@ -200,7 +200,9 @@ def _file(path: Path, named: str) -> Path:
     candidates = [path / ADAPTER, path / peft.FILE] if path.is_dir() else [path]
     found = [file for file in candidates if file.is_file()]
     if not found:
-        raise UserError(f"{named} does not exist: expected {ADAPTER}, {peft.FILE} or the folder that holds one.")
+        what = "holds no adapter" if path.is_dir() else "does not exist"
+        hint = f" Did you mean {path / 'adapters'}?" if (path / "adapters").is_dir() else ""
+        raise UserError(f"{named} {what}: expected {ADAPTER}, {peft.FILE} or the folder that holds one.{hint}")
     return found[0]
 
 

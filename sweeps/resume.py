@@ -60,14 +60,21 @@ def source_of(config: SweepConfig) -> Source:
             f"resume={config.resume}: {trial.name} has not ended. The command that began it goes on with it."
         )
     if trial.adapter is None:
-        how = f"has failed ({trial.reason})" if trial.state == "failed" else "has learned nothing"
-        raise UserError(f"resume={config.resume}: {trial.name} {how}: there is nothing to go on with.")
+        raise UserError(f"resume={config.resume}: {trial.name} {_why_none(trial)}: there is nothing to go on with.")
     if not (folder / CHECKPOINT).is_file():
         raise UserError(
             f"resume={config.resume}: {trial.name} has left its adapter alone, not its whole state.\n"
             f"Only keep_state=true keeps that. To start anew from the adapter: resume_adapter_file={trial.adapter}"
         )
     return Source(study.record, trial, folder)
+
+
+def _why_none(trial: TrialRecord) -> str:
+    """Why the trial has no adapter."""
+    if trial.state == "failed":
+        return f"has failed ({trial.reason})"
+    learned = trial.role != "base" and trial.value is not None
+    return "has not kept its adapter (tracking.keep)" if learned else "has learned nothing"
 
 
 def continued(config: SweepConfig, written: set[str], source: Source) -> SweepConfig:

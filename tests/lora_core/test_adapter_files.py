@@ -94,8 +94,8 @@ def test_values_that_are_not_finite_are_refused(engine: Engine, tmp_path: Path, 
 
 
 def test_files_that_are_not_there_or_no_adapters(engine: Engine, tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "no"):
-        with pytest.raises(UserError, match="does not exist"):
+    for path, said in ((tmp_path, "holds no adapter"), (tmp_path / "no", "does not exist")):
+        with pytest.raises(UserError, match=said):
             load_adapter(str(path), engine.split, sites_of(engine), RANK)
     (tmp_path / "adapters.safetensors").write_bytes(b"not a safetensors file at all")
     with pytest.raises(UserError, match="not a safetensors file"):

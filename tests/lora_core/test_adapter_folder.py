@@ -38,6 +38,16 @@ def test_every_float_is_read(tmp_path: Path, dtype: mx.Dtype) -> None:
     assert found.dtype == np.float32 and np.array_equal(found, np.array(values.astype(mx.float32)))
 
 
+def test_the_folder_of_a_run_is_not_that_of_its_adapter(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds no adapter: expected adapters\.safetensors"):
+        read(str(tmp_path))
+    save_adapter(tmp_path / "adapters", TENSORS, {})
+    with pytest.raises(UserError, match=rf"Did you mean {tmp_path}/adapters\?"):
+        read(str(tmp_path))
+    with pytest.raises(UserError, match="nowhere does not exist"):
+        read("nowhere")
+
+
 def test_integers_are_refused(tmp_path: Path) -> None:
     mx.save_safetensors(str(tmp_path / "adapters.safetensors"), {"m": mx.array([1, 2])})
     with pytest.raises(UserError, match="safetensors file of floats"):

@@ -17,6 +17,10 @@ from sweeps.config import SweepConfig
         (TrialRecord("trial-0000", "trial", "failed", reason="diverged"), "trial-0000 has failed (diverged): there is"),
         (TrialRecord("base", "base", "complete"), "base has learned nothing: there is nothing to go on with."),
         (TrialRecord("trial-0001", "trial", "complete", adapter="there"), "resume_adapter_file=there"),
+        (
+            TrialRecord("trial-0002", "trial", "complete", metrics={"best_val_loss": 1.0}),
+            "trial-0002 has not kept its adapter (tracking.keep): there is nothing",
+        ),
     ],
 )
 def test_trials_that_left_no_state(
