@@ -7,9 +7,10 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from lora_core.adapter_folder import Stored, read, read_config, save_adapter, save_peft
+from lora_core.adapter_folder import Stored, check_base, read, read_config, save_adapter, save_peft
 from lora_core.config import loads_in_mlx_lm
 from lora_core.errors import UserError
+from lora_core.models.cache import fingerprint
 from lora_core.models.sources import HUB_ID, located
 from lora_core.peft import shown
 from reports.wording import typed
@@ -52,6 +53,7 @@ def _to_mlx(stored: Stored, out: Path) -> list[str]:
     if "sha256" not in stored.config:  # else it is as it was when the model's own layers had it
         notes = _layers_compared(stored, config, "mlx_lm")
     command = _answering(config, out)  # before anything is written: it may find the base model damaged
+    _check_origin(stored)
     save_adapter(out, stored.tensors, config)
     return [command, *notes]
 
@@ -76,6 +78,7 @@ def _to_peft(stored: Stored, out: Path) -> list[str]:
         )
     if _bits(Path(str(config.get("model")))):
         notes.append("The base model is quantised in MLX's own way: give transformers its original.")
+    _check_origin(stored)
     save_peft(out, stored.tensors, config, base)
     return [LOADED.format(base=base, folder=str(out)), *notes]
 
@@ -138,6 +141,14 @@ def _shapes_of(folder: Path) -> dict[str, list[int]]:
         except (SafetensorError, OSError) as error:
             raise UserError(f"its base model is damaged, {file}: {error}.") from None
     return shapes
+
+
+def _check_origin(stored: Stored) -> None:
+    """Raises UserError where the base model, if it is there, has changed since. PEFT's files may name the original of
+    a quantised one."""
+    folder = Path(str(stored.config.get("model")))
+    if not stored.is_peft and (folder / "config.json").is_file():
+        check_base(stored.config, fingerprint(folder), "the adapter")
 
 
 def _bits(folder: Path) -> int | None:

@@ -136,6 +136,23 @@ def test_another_base_model_is_noticed_after_the_way_there_and_back(
     assert "was trained on another base model: builtin:tiny" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("form", ["peft", "mlx"])
+def test_a_base_that_has_changed_is_refused(
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    ours = read(str(place.folder("train/one") / "adapters"))
+    (tmp_path / "base").mkdir()
+    save_adapter(tmp_path / "adapter", ours.tensors, {**ours.config, "model": str(tmp_path / "base")})
+    words = [str(tmp_path / "adapter"), "--format", form, "--out"]
+    tiny.write(tmp_path / "base")
+    assert export(place, *words, str(tmp_path / "out")) == 0
+    monkeypatch.setattr(tiny, "SEED", 1)
+    tiny.write(tmp_path / "base")
+    assert export(place, *words, str(tmp_path / "again")) == 2
+    error = capsys.readouterr().err
+    assert "was trained on another base model: builtin:tiny" in error and not (tmp_path / "again").exists()
+
+
 def test_no_command_that_mlx_lm_cannot_do(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     for study, words in {"merged": ["fuse=true"], "alone": []}.items():
         more = ["train_type=dora", "quantization=6bit", f"study={study}", "trainer.iters=1", *words]
