@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from lora_core.adapter_folder import Stored, check_base, read, read_config, save_adapter, save_peft
 from lora_core.config import loads_in_mlx_lm
 from lora_core.errors import UserError
+from lora_core.models import resolve
 from lora_core.models.cache import fingerprint
 from lora_core.models.sources import HUB_ID, located
 from lora_core.peft import shown
@@ -77,7 +78,9 @@ def _to_peft(stored: Stored, out: Path) -> list[str]:
             "Trained with dropout on ΔW·x; PEFT, should it train on, drops entries of x. Answers are the same."
         )
     if _bits(Path(str(config.get("model")))):
-        notes.append("The base model is quantised in MLX's own way: give transformers its original.")
+        is_original = Path(base).is_dir() and not _bits(Path(base))
+        what = "this names its original" if is_original else "give transformers its original"
+        notes.append(f"The base model is quantised in MLX's own way: {what}.")
     _check_origin(stored)
     save_peft(out, stored.tensors, config, base)
     return [LOADED.format(base=base, folder=str(out)), *notes]
@@ -98,12 +101,14 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
 
 def _base(config: dict[str, Any]) -> str:
     """Where transformers is to find the base model: on the hub, so that other machines do too, in the folder that was
-    given, which may have been quantised since, or where mlx_lm has it."""
+    given or was made of what was given, which may have been quantised since, or where mlx_lm has it."""
     path = str(config.get("model_path") or "")
-    local = located(path)
-    if path and (local / "config.json").is_file():
-        return str(local)
-    return path if HUB_ID.fullmatch(path) and not local.exists() else str(config.get("model"))
+    if HUB_ID.fullmatch(path) and not located(path).exists():
+        return path
+    try:
+        return str(resolve(path)) if path else str(config.get("model"))
+    except UserError:
+        return str(config.get("model"))
 
 
 def _layers_compared(stored: Stored, config: dict[str, Any], program: str) -> list[str]:

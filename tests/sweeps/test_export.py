@@ -203,9 +203,10 @@ def test_settings_that_do_not_tell(
 def test_where_transformers_finds_the_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "config.json").touch()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "mine" / name).touch()
     for path, base in (
-        ("builtin:tiny", "/cache/made"), (None, "/cache/made"), ("mine", f"{tmp_path}/mine"), ("a/b", "a/b"),
+        ("builtin:tiny", str(tiny.folder_of())), (None, "/cache/made"), ("mine", f"{tmp_path}/mine"), ("a/b", "a/b"),
         ("model.gguf", "/cache/made"), ("~nobody/x", "/cache/made"),
     ):  # fmt: skip
         assert _base({"model": "/cache/made", "model_path": path}) == base
@@ -252,6 +253,15 @@ def test_a_base_that_is_a_file_is_not_there(place: Place, tmp_path: Path, capsys
     save_adapter(tmp_path / "adapter", ours.tensors, {**ours.config, "model": str(tmp_path / "base")})
     assert export(place, str(tmp_path / "adapter"), "--format", "peft") == 0
     assert f"not at {tmp_path / 'base'}, so its layers were not compared" in capsys.readouterr().out
+
+
+def test_of_a_base_that_was_quantised_the_original_is_named(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["study=few-bits", "trainer.iters=1", "quantization=4bit", "fuse=false"]
+    assert main(["train", *place.arguments(*words)]) == 0
+    assert export(place, "train/few-bits", "--format", "peft") == 0
+    assert "this names its original" in capsys.readouterr().out
+    made = place.folder("train/few-bits") / "adapters" / "peft" / "adapter_config.json"
+    assert json.loads(made.read_text())["base_model_name_or_path"] == str(tiny.folder_of())
 
 
 def test_a_base_given_by_a_relative_path_is_found_from_anywhere(
