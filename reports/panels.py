@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Series:
-    """`colour`: a name of the palette. `line`: joined by one, where a None leaves a gap; with
-    `step` it stays level until the next point. `labels`: of the points, for
-    who points at them. `dash`: solid, dash, dot or dashdot."""
+    """`colour`: a name of the palette. `line`: joined by one, where a None leaves a gap; with `step` it stays level
+    until the next point. `labels`: of the points, for who points at them. `dash`: solid, dash, dot or dashdot."""
 
     name: str
     x: list[float | None]

@@ -95,15 +95,12 @@ class Bench:
         options = self.options
         dtype = "float32" if name == "d" else "base"
         configs = [self.config(index, steps, dtype, name == "d-again").to_dict() for index in range(options.trials)]
-        waiting = [TrialSpec(f"t{i}", "trial", c, str(self.folder / name / f"t{i}")) for i, c in enumerate(configs)]
+        specs = [TrialSpec(f"t{i}", "trial", c, str(self.folder / name / f"t{i}")) for i, c in enumerate(configs)]
         adapters.remove(self.base.model.layers)
         mx.clear_cache()
         start = time.perf_counter()
         engine = Timed(self.base, self.data, options.slots or options.trials)
-        while waiting or engine.running:
-            while waiting and engine.free:
-                engine.start(waiting.pop(0))
-            engine.advance()
+        train_all(engine, specs)
         seconds = time.perf_counter() - start
         self.peaks[name] = mx.get_peak_memory() / 1e9
         ended = [event.record for event in engine.events if hasattr(event, "record")]
@@ -207,6 +204,15 @@ class Timed(Engine):
         began = time.perf_counter()
         super()._end(*arguments)
         self.around += time.perf_counter() - began
+
+
+def train_all(engine: Engine, specs: list[TrialSpec]) -> None:
+    """Each as soon as there is a slot for it."""
+    waiting = [*specs]
+    while waiting or engine.running:
+        while waiting and engine.free:
+            engine.start(waiting.pop(0))
+        engine.advance()
 
 
 def filled(data: Dataset, length: int) -> Dataset:

@@ -12,7 +12,7 @@ import tempfile
 from itertools import product
 from pathlib import Path
 
-from tests.benchmarks.engine import Bench, options_of  # isort: skip  (loads a BLAS, which must be there before mlx)
+from tests.benchmarks.engine import Bench, options_of, train_all  # isort: skip  (loads a BLAS, which must be there before mlx)
 import mlx.core as mx
 import numpy as np
 
@@ -34,11 +34,7 @@ def trained(bench: Bench, train_type: str, dtype: str, slots: int) -> list[Ended
         config.lora_parameters.dropout = 0.1 * (index % 2)
         folder = bench.folder / train_type / dtype / str(slots) / str(index)
         specs.append(TrialSpec(str(index), "trial", config.to_dict(), str(folder)))
-    waiting = [*specs]
-    while waiting or engine.running:
-        while waiting and engine.free:
-            engine.start(waiting.pop(0))
-        engine.advance()
+    train_all(engine, specs)
     return [_ended(Path(spec.folder)) for spec in specs]
 
 
