@@ -16,11 +16,13 @@ class Measured:
 
 @dataclass
 class Probe:
-    """`slots`: the number chosen. `memory_gb`: the estimated peak of a run with them. `trial_seconds`: the share of
-    one average trial, steps and evaluations. `fixed_seconds`: what is paid once, the base model's loss and the
-    prefixes. `trainable`: fewest and most parameters. `notes`: lines to show."""
+    """`slots`: the number chosen. `joins`: whether trials of different depth are to share a pass. `memory_gb`: the
+    estimated peak of a run with them. `trial_seconds`: the share of one average trial, steps and evaluations.
+    `fixed_seconds`: what is paid once, the base model's loss and the prefixes. `trainable`: fewest and most parameters.
+    `notes`: lines to show."""
 
     slots: int
+    joins: bool
     measured: list[Measured]
     memory_gb: float
     trial_seconds: float

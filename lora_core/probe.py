@@ -84,8 +84,8 @@ def _chosen(
     deepest = timed(engine, largest, 1, _longest)
     memory = deepest.peak_gb + _still_to_cache(engine, samples) + best.slots * max(trainable) * 4 / 1e9
     trial = statistics.mean(alone.trial_seconds(sample) for sample in samples) / gain
-    return Probe(best.slots, measured, memory, trial, alone.fixed_seconds(samples), (min(trainable), max(trainable)),
-                 notes)  # fmt: skip
+    return Probe(best.slots, engine.joins, measured, memory, trial, alone.fixed_seconds(samples),
+                 (min(trainable), max(trainable)), notes)  # fmt: skip
 
 
 @dataclass

@@ -173,6 +173,7 @@ class Worker(Child):
         self.send(Measure(samples, choose))
         message = self._receive()
         assert isinstance(message, Probe)
+        self.setup = replace(self.setup, joins=message.joins)  # for the next process, where this one dies
         return message
 
     def report(self) -> Report:

@@ -13,7 +13,7 @@ from sweeps.config import study_name
 from sweeps.confirm import rounds
 from sweeps.display import Display
 from sweeps.look import check_stores, ended_trials
-from sweeps.preflight import check_places, slot_notes, slots_for, variants
+from sweeps.preflight import check_places, depths_join, slot_notes, slots_for, variants
 from sweeps.protocol import Ready, Setup
 from sweeps.samplers import cells
 from sweeps.slots import measure
@@ -32,9 +32,10 @@ def run(job: Job) -> int:
     check_places(job.config, folder)
     check_stores(job.config)
     display = Display(job.config.n_trials)
-    slots, choose = slots_for(job.config, earlier_record(folder))
+    earlier = earlier_record(folder)
+    slots, choose = slots_for(job.config, earlier)
     try:
-        with Worker(Setup(job.config.to_dict(), slots, variants(job))) as worker:
+        with Worker(Setup(job.config.to_dict(), slots, variants(job), depths_join(earlier))) as worker:
             with display.doing("Loading the model and the data"):
                 ready = worker.ready()
             _plan(name, job, ready, folder, display).show(worker, choose)

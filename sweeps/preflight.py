@@ -86,6 +86,11 @@ def slots_for(config: SweepConfig, earlier: StudyRecord | None) -> tuple[int, bo
     return most, earlier is None or "slots" not in earlier.environment
 
 
+def depths_join(earlier: StudyRecord | None) -> bool:
+    """Whether trials of different depth may share a pass: not where this study has found that slower."""
+    return earlier is None or bool(earlier.environment.get("depths_together", True))
+
+
 def _most(sampler: str, pruner: str, n_trials: int) -> int:
     return max(1, n_trials // 4) if sampler in ADAPTIVE or pruner != "none" else n_trials
 

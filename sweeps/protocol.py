@@ -29,20 +29,24 @@ from lora_core.trial import Ended, Evaluated, TrialSpec
 @dataclass
 class Setup:
     """`config`: TrainConfig.to_dict() of the default trial; `slots`: how many run at once; `variants`: other
-    configurations to come, by what an error in them is told with. All are checked before Ready."""
+    configurations to come, by what an error in them is told with. All are checked before Ready. `joins`: whether
+    trials of different depth may share a pass, if the model allows it."""
 
     config: dict[str, Any]
     slots: int
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
+    joins: bool = True
 
 
 @dataclass
 class Ready:
-    """`slots` run at once. `notes`: one line each, of what the worker decided."""
+    """`slots` run at once; `joins`: trials of different depth share a pass. `notes`: one line each, of what the worker
+    decided."""
 
     model: ModelInfo
     data: DataInfo
     slots: int
+    joins: bool
     environment: dict[str, Any]
     notes: list[str]
 

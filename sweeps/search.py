@@ -19,6 +19,7 @@ from sweeps.exchange import Exchange, SharedFolder, exchange_for
 from sweeps.members import members
 from sweeps.preflight import (
     check_places,
+    depths_join,
     opening,
     slot_notes,
     slots_for,
@@ -74,10 +75,11 @@ def _run(job: Job, is_member: bool) -> int:
     display = Display(job.config.n_trials, constraints_of(job.config.to_dict()), job.quiet)
     earlier = earlier_record(folder)
     slots, choose = slots_for(job.config, earlier)
+    setup = Setup(job.config.to_dict(), slots, variants(job), depths_join(earlier))
     try:
         with (
             ExitStack() as after,
-            Worker(Setup(job.config.to_dict(), slots, variants(job)), display.progress, shares[0]) as worker,
+            Worker(setup, display.progress, shares[0]) as worker,
         ):
             with display.doing("Loading the model and the data"):
                 ready = worker.ready()
@@ -232,6 +234,7 @@ class Search:
             probe = measure(worker, self.job, choose, self._note)
         for line in (slots_line(probe), *probe.notes):
             self._note(line)
+        self.record.environment = {**self.record.environment, "depths_together": probe.joins}
         return probe.slots
 
     def _use(self, slots: int | None) -> None:

@@ -31,6 +31,7 @@ from sweeps.study import Study, check_same, trial_name
 LOG = "worker.log"
 LOOKS = 5
 TERMS = "terms"  # an attribute of a shared study
+MEASURED = ("slots", "depths_together")  # of the environment: what shares a pass
 
 
 def resume_command(argv: list[str], name: str) -> str:
@@ -136,9 +137,8 @@ def check_folder(record: StudyRecord, ended: list[FrozenTrial], folder: Path) ->
 def other_versions(before: dict[str, Any], after: dict[str, Any]) -> str | None:
     """What a study goes on with that it was not made with so far; None if that is nothing."""
     old, new = flat(before), flat(after)
-    changed = [
-        f"{key} {old[key]} → {new[key]}" for key in new if key in old and key != "slots" and old[key] != new[key]
-    ]
+    both = [key for key in new if key in old and key not in MEASURED]
+    changed = [f"{key} {old[key]} → {new[key]}" for key in both if old[key] != new[key]]
     return RESUMED + ", ".join(changed) if changed else None
 
 
@@ -191,7 +191,7 @@ def study_record(name: str, folder: Path, job: Job, ready: Ready, notes: list[st
     earlier = earlier_record(folder) or StudyRecord(name, created=now())
     # How the number of slots came about is not found out again, nor what the study was made with before.
     history = [note for note in earlier.notes if "Slots " in note or note.startswith(RESUMED)]
-    made_with = {**environment(), **ready.environment, "slots": ready.slots}
+    made_with = {**environment(), **ready.environment, "slots": ready.slots, "depths_together": ready.joins}
     history += [note for note in [other_versions(earlier.environment, made_with)] if note and note not in history]
     return replace(
         earlier,

@@ -133,10 +133,11 @@ def _set_up(setup: Setup) -> tuple[Any, Ready]:
     base = load(config.model.path, config.quantization, config.quantization_group_size)
     data = load_data(config.data, base.tokenizer, config.trainer.max_seq_length, config.seed)
     engine = Engine(base, data, setup.slots)
+    engine.joins = engine.joins and setup.joins
     _check(engine, config, setup.variants)
     notes += [*base.notes, *data.notes, *engine.notes]
     info = _data_info(engine, config)
-    return engine, Ready(base.info, info, engine.slots, _environment(), notes)
+    return engine, Ready(base.info, info, engine.slots, engine.joins, _environment(), notes)
 
 
 def _check(engine: Any, config: TrainConfig, variants: dict[str, dict[str, Any]]) -> None:

@@ -126,9 +126,9 @@ def test_depths_are_joined_where_that_is_faster(tmp_path, monkeypatch, together)
 
     monkeypatch.setattr(probing, "timed", timed)
     engine = new_engine(3)
-    notes = probe(engine, samples(tmp_path, *MIXED), 3, choose=False).notes
-    assert engine.joins == together
-    assert any("one depth at a time" in note for note in notes) != together
+    found = probe(engine, samples(tmp_path, *MIXED), 3, choose=False)
+    assert engine.joins == found.joins == together
+    assert any("one depth at a time" in note for note in found.notes) != together
 
 
 def test_nothing_is_left_behind(tmp_path, make_spec):

@@ -184,7 +184,7 @@ MEASURED = [Measured(1, 1.0, 100.0, 2.0), Measured(2, 1.2, 160.0, 3.0), Measured
     ("slots", "expected"), [(4, (6.0, 10.0)), (1, (3.0, 20.0)), (2, (4.0, 12.0)), (3, (5.0, 11.0)), (8, (6.0, 10.0))]
 )
 def test_estimates_with_another_number_of_slots(slots: int, expected: tuple[float, float]) -> None:
-    probe = Probe(4, MEASURED, 6.0, 10.0, 1.0, (1, 1))
+    probe = Probe(4, True, MEASURED, 6.0, 10.0, 1.0, (1, 1))
     assert estimate(probe, slots) == pytest.approx(expected)
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from lora_core.records import StudyRecord
 from sweeps.compose import Composer
 from sweeps.config import SweepConfig, resolve
 from sweeps.preflight import most_slots, slots_for
+from sweeps.protocol import Channel, Message, Ready
 from sweeps.slots import draw, slots_line
 from sweeps.space import cap_num_layers, make_job
 from tests.sweeps.helpers import RATE, Place
@@ -97,8 +99,8 @@ def test_slots_for(slots: int | str, before: StudyRecord | None, expected: tuple
 
 def test_the_line() -> None:
     measured = [Measured(1, 0.5, 1234.4, 1.0), Measured(2, 0.5, 2468.8, 1.5)]
-    assert slots_line(Probe(2, measured, 1.5, 1.0, 0.0, (1, 2))) == "Slots 2 (1: 1,234 tokens/s, 2: 2,469)"
-    assert slots_line(Probe(1, measured[:1], 1.5, 1.0, 0.0, (1, 2))) == "Slots 1 (1: 1,234 tokens/s)"
+    assert slots_line(Probe(2, True, measured, 1.5, 1.0, 0.0, (1, 2))) == "Slots 2 (1: 1,234 tokens/s, 2: 2,469)"
+    assert slots_line(Probe(1, True, measured[:1], 1.5, 1.0, 0.0, (1, 2))) == "Slots 1 (1: 1,234 tokens/s)"
 
 
 def test_a_search_chooses_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,6 +116,27 @@ def test_a_search_chooses_once(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "Measuring" not in printed
     assert place.record().notes.count(line) == 1
     assert place.record().environment["slots"] == record.environment["slots"]
+
+
+def test_what_was_found_of_depths_holds_for_the_study(
+    tmp_path: Path, short_of_memory: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also for another worker after the death of one, and for a resume; so it takes three of them."""
+    place, packs, plain = Place(tmp_path), [], Channel.receive
+
+    def receive(self: Channel) -> Message | None:
+        message = plain(self)
+        if isinstance(message, Ready):
+            packs.append(message.joins)
+        return replace(message, joins=False) if isinstance(message, Probe) else message
+
+    monkeypatch.setattr(Channel, "receive", receive)
+    workers = short_of_memory("error", 1)
+    for _ in range(2):
+        assert search(place, "num_layers=1,2", "trainer.slots=2", "n_trials=2") == 0
+    assert len(workers) == 3 and packs == [True, False, False]
+    assert place.record().environment["depths_together"] is False
+    assert not any("depths_together" in note for note in place.record().notes)
 
 
 def test_a_given_number_is_checked_and_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

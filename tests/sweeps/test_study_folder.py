@@ -12,7 +12,7 @@ from sweeps.study_folder import other_versions, study_record
 def opened(folder: Path, mlx: str) -> StudyRecord:
     """The record as a search with this version of MLX leaves it."""
     model = ModelInfo("tiny", "/tiny", "llama", 4, [], 1000, "float32", "abc")
-    ready = Ready(model, DataInfo("rows", "def", {}, {}, [64], 3), 1, {"mlx": mlx}, [])
+    ready = Ready(model, DataInfo("rows", "def", {}, {}, [64], 3), 1, True, {"mlx": mlx}, [])
     record = study_record("s", folder, make_job(["model=tiny"]), ready, [], "lora-sweep search study=s")
     save_study(folder, record)
     return load_study(folder)
