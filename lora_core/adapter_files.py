@@ -9,7 +9,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from lora_core.adapter_folder import check_base, read
+from lora_core.adapter_folder import Stored, check_base
 from lora_core.adapters import Site
 from lora_core.config import TrainConfig
 from lora_core.errors import UserError
@@ -57,25 +57,23 @@ def named(split: Split, sites: Sequence[Site], adapter: Adapter) -> list[tuple[s
 
 
 def load_adapter(
-    path: str, split: Split, sites: Sequence[Site], rank: int, dora: bool = False, base: str | None = None
+    stored: Stored, split: Split, sites: Sequence[Site], rank: int, dora: bool = False, base: str | None = None
 ) -> list[Weights]:
-    """What was learned, by site, from a folder or file of ours, mlx_lm's or PEFT's; every name and shape must be as
-    this run makes them, and where it says for what base model it is, that must be the one of fingerprint `base`.
+    """What was learned, by site, by an adapter of ours, mlx_lm's or PEFT's; every name and shape must be as this run
+    makes them, and where it says for what base model it is, that must be the one of fingerprint `base`.
 
-    Raises UserError if the file cannot be read (see `adapter_folder.read`), or differs, with the differences.
+    Raises UserError if it differs, with the differences.
     """
-    tensors = load_tensors(path, _expected(split, sites, rank, dora), base)
+    tensors = load_tensors(stored, _expected(split, sites, rank, dora), base)
     return [weights_of(tensors, f"{split.block_name(site.layer)}.{site.key}", site) for site in sites]
 
 
-def load_tensors(path: str, shapes: dict[str, tuple[int, ...]], base: str | None) -> dict[str, np.ndarray]:
-    """The tensors of `resume_adapter_file` in float32; raises UserError as `load_adapter` says."""
-    named = f"resume_adapter_file={path}"
-    stored = read(path, named)
-    check_base(stored.config, base, named)
+def load_tensors(stored: Stored, shapes: dict[str, tuple[int, ...]], base: str | None) -> dict[str, np.ndarray]:
+    """Its tensors, if they are those named in `shapes`; raises UserError as `load_adapter` says."""
+    check_base(stored.config, base, stored.named)
     differences = _differences({name: t.shape for name, t in stored.tensors.items()}, shapes)
     if differences:
-        raise UserError(f"{named} does not fit this run: " + "; ".join(differences))
+        raise UserError(f"{stored.named} does not fit this run: " + "; ".join(differences))
     return stored.tensors
 
 

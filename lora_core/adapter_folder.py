@@ -23,9 +23,10 @@ DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.ui
 
 @dataclass(frozen=True)
 class Stored:
-    """`tensors` in mlx_lm's layout, float32. `config` is `adapter_config.json`, or empty if there is none; PEFT's has
-    beside it what we have left with the weights of the base model."""
+    """`named` so in what is said of it. `tensors` in mlx_lm's layout, float32. `config` is `adapter_config.json`, or
+    empty if there is none; PEFT's has beside it what we have left with the weights of the base model."""
 
+    named: str
     tensors: peft.Tensors
     config: dict[str, Any]
     is_peft: bool
@@ -117,7 +118,7 @@ def read(path: str, named: str | None = None) -> Stored:
         _check_pairs(tensors)
     except UserError as error:
         raise UserError(f"{named}: {error}") from None
-    return Stored(tensors, config | _origin(_metadata(file)) if theirs else config, theirs)
+    return Stored(named, tensors, config | _origin(_metadata(file)) if theirs else config, theirs)
 
 
 def _metadata(file: Path) -> dict[str, str]:

@@ -18,7 +18,7 @@ import mlx.core as mx
 import numpy as np
 
 from lora_core import adapters, backend, checkpoint
-from lora_core.adapter_folder import save_adapter
+from lora_core.adapter_folder import read, save_adapter
 from lora_core.answers import continuations
 from lora_core.batches import Batch, order, steps_for
 from lora_core.config import LoraParameters, TrainConfig, check
@@ -26,7 +26,7 @@ from lora_core.data import Dataset
 from lora_core.feed import Feed
 from lora_core.frozen import freeze_norms
 from lora_core.head import head_losses
-from lora_core.learned import AdaptedLayers, AnyPack, OwnWeights
+from lora_core.learned import AdaptedLayers, AnyPack, Learned, OwnWeights
 from lora_core.models import Base
 from lora_core.models.loading import load_folder
 from lora_core.models.quantised import requantise
@@ -218,8 +218,7 @@ class Engine:
 
     def fuse(self, adapter_folder: Path, config: TrainConfig, folder: Path) -> float:
         """Merges a saved adapter into the base model and writes it to `folder`; returns the error of `fuse`."""
-        kind = self.learned(config)
-        return kind.fuse(kind.load(str(adapter_folder), config), config, folder)
+        return self.learned(config).fuse(self._loaded(adapter_folder, config), config, folder)
 
     def requantise(self, folder: Path, quantization: str, config: TrainConfig) -> tuple[float, float]:
         """Puts the merged model in `folder` in fewer bits. Returns by which share of its size that has changed its
@@ -232,7 +231,7 @@ class Engine:
     def score(self, config: TrainConfig, adapter_folder: Path | None, split: str = "test") -> float:
         """Mean loss over all counted tokens of the test set, or another, with a saved adapter of this configuration or,
         where there is none, of the base model. Raises UserError if the adapter cannot be loaded."""
-        learned = None if adapter_folder is None else Start(self.learned(config).load(str(adapter_folder), config))
+        learned = None if adapter_folder is None else Start(self._loaded(adapter_folder, config))
         slot, pack, feed = self.place(TrialSpec("score", "base", config.to_dict(), ""), config)
         pack.add(slot, learned.state if learned else None)
         try:
@@ -243,9 +242,9 @@ class Engine:
     def answers(self, config: TrainConfig, adapter_folder: Path | None, rows: int) -> list[Answer]:
         """Answers to the first samples of the data, with a saved adapter of this configuration or, where there is none,
         of the base model. Raises UserError if the adapter cannot be loaded."""
-        samples, kind = spread(self.data.samples, rows), self.learned(config)
-        learned = None if adapter_folder is None else kind.load(str(adapter_folder), config)
-        with nullcontext() if learned is None else kind.carried(learned, config):
+        samples = spread(self.data.samples, rows)
+        learned = None if adapter_folder is None else self._loaded(adapter_folder, config)
+        with nullcontext() if learned is None else self.learned(config).carried(learned, config):
             found = continuations(self.base, [sample.tokens for sample in samples], ANSWER_TOKENS)
         return [Answer(s.prompt, s.expected, text.strip()) for s, text in zip(samples, found, strict=True)]
 
@@ -266,12 +265,16 @@ class Engine:
         steps = steps_for(config.trainer, len(feed.train))
         return order(len(feed.train), steps * config.trainer.grad_accumulation, config.seed, spec.repeat)
 
+    def _loaded(self, adapter_folder: Path, config: TrainConfig) -> Learned:
+        return self.learned(config).load(read(str(adapter_folder)), config)
+
     def _resumed(self, config: TrainConfig, repeat: int = 0) -> Start | None:
         """What `resume_adapter_file` starts from; None: what every new trial does."""
         path, kind = config.resume_adapter_file, self.learned(config)
         if path is None:
             return None
-        return kind.resumed(path, config) if config.resume_strict else kind.refitted(path, config, repeat)
+        stored = read(path, f"resume_adapter_file={path}")
+        return kind.resumed(stored, config) if config.resume_strict else kind.refitted(stored, config, repeat)
 
     def _next_batches(self, slot: Slot, feed: Feed) -> list[Batch]:
         return [feed.train[index] for index in slot.coming[: slot.per_step]]

@@ -12,6 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from lora_core.adapter_files import load_tensors
+from lora_core.adapter_folder import Stored
 from lora_core.frozen import thawed
 from lora_core.head import Losses
 from lora_core.layers import StackedLora, Weights
@@ -49,9 +50,9 @@ def trained_weights(split: Split, bottom: int, everything: bool) -> list[Weight]
     return list(found.values())
 
 
-def load_weights(path: str, weights: Sequence[Weight], base: str | None) -> dict[int, Weights]:
-    """What was learned, by place in `weights`, from `resume_adapter_file`. Raises UserError as `load_adapter` does."""
-    tensors = load_tensors(path, {weight.name: tuple(weight.array.shape) for weight in weights}, base)
+def load_weights(stored: Stored, weights: Sequence[Weight], base: str | None) -> dict[int, Weights]:
+    """What was learned, by place in `weights`. Raises UserError as `load_adapter` does."""
+    tensors = load_tensors(stored, {weight.name: tuple(weight.array.shape) for weight in weights}, base)
     return {place: (mx.array(tensors[weight.name]),) for place, weight in enumerate(weights)}
 
 

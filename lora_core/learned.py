@@ -14,6 +14,7 @@ import mlx.core as mx
 
 from lora_core import adapters, full, layers
 from lora_core.adapter_files import adapter_config, load_adapter, named
+from lora_core.adapter_folder import Stored
 from lora_core.adapters import Site
 from lora_core.config import TrainConfig, loads_in_mlx_lm
 from lora_core.errors import UserError
@@ -75,20 +76,20 @@ class AdaptedLayers:
             self._packs[key] = Pack(computation, self.sites, config)
         return self._packs[key]
 
-    def load(self, path: str, config: TrainConfig) -> Learned:
-        """From `path`, which must fit; raises UserError."""
+    def load(self, stored: Stored, config: TrainConfig) -> Learned:
+        """From what is stored, which must fit; raises UserError."""
         sites, dora = self.of(config), config.train_type == "dora"
         rank, base = config.lora_parameters.rank, self.base.info.fingerprint
-        loaded = load_adapter(path, self.split, sites, rank, dora, base)
+        loaded = load_adapter(stored, self.split, sites, rank, dora, base)
         return {site.index: weights for site, weights in zip(sites, loaded, strict=True)}
 
-    def resumed(self, path: str, config: TrainConfig) -> Start:
-        """From `path`, which must fit, with the ΔW that it has there."""
-        return rescaled(path, self.load(path, config), config)
+    def resumed(self, stored: Stored, config: TrainConfig) -> Start:
+        """From what is stored, which must fit, with the ΔW that it has there."""
+        return rescaled(stored, self.load(stored, config), config)
 
-    def refitted(self, path: str, config: TrainConfig, repeat: int) -> Start:
-        """From `path`, made to fit."""
-        return refitted(path, self.split, self.of(config), config, repeat, self.base.info.fingerprint)
+    def refitted(self, stored: Stored, config: TrainConfig, repeat: int) -> Start:
+        """From what is stored, made to fit."""
+        return refitted(stored, self.split, self.of(config), config, repeat, self.base.info.fingerprint)
 
     def saved(self, learned: Learned, config: TrainConfig) -> tuple[dict[str, mx.array], dict[str, Any]]:
         """The tensors by name, and what `adapter_config.json` says of them."""
@@ -135,17 +136,17 @@ class OwnWeights:
         """One of the trial's own."""
         return FullPack(computation, self.of(config), config.num_layers == "all")
 
-    def load(self, path: str, config: TrainConfig) -> Learned:
-        """From `path`, which must fit; raises UserError."""
-        return full.load_weights(path, self.of(config), self.base.info.fingerprint)
+    def load(self, stored: Stored, config: TrainConfig) -> Learned:
+        """From what is stored, which must fit; raises UserError."""
+        return full.load_weights(stored, self.of(config), self.base.info.fingerprint)
 
-    def resumed(self, path: str, config: TrainConfig) -> Start:
-        """From `path`, which must fit."""
-        return Start(self.load(path, config))
+    def resumed(self, stored: Stored, config: TrainConfig) -> Start:
+        """From what is stored, which must fit."""
+        return Start(self.load(stored, config))
 
-    def refitted(self, path: str, config: TrainConfig, repeat: int) -> Start:
-        """From `path`, made to fit."""
-        return refitted_full(path, self.of(config), self.base.info.fingerprint)
+    def refitted(self, stored: Stored, config: TrainConfig, repeat: int) -> Start:
+        """From what is stored, made to fit."""
+        return refitted_full(stored, self.of(config), self.base.info.fingerprint)
 
     def saved(self, learned: Learned, config: TrainConfig) -> tuple[dict[str, mx.array], dict[str, Any]]:
         """The tensors by name, in the model's own dtype, as they were evaluated; and what `adapter_config.json` says of

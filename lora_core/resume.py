@@ -10,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 
 from lora_core.adapter_files import weights_of
-from lora_core.adapter_folder import CONFIG, Stored, check_base, read
+from lora_core.adapter_folder import CONFIG, Stored, check_base
 from lora_core.adapters import Draw, Site, initial
 from lora_core.config import TrainConfig
 from lora_core.errors import UserError
@@ -38,16 +38,15 @@ class Start:
         return {index: (weights, zeros[index], zeros[index]) for index, weights in self.weights.items()}
 
 
-def rescaled(path: str, weights: dict[int, Weights], config: TrainConfig) -> Start:
-    """The adapter at `path`, whose `weights` fit as they are. Where its B·A had another multiplier, B makes up for it,
-    and a line says so."""
-    named = f"resume_adapter_file={path}"
-    stored, wanted = read(path, named), config.lora_parameters.multiplier
+def rescaled(stored: Stored, weights: dict[int, Weights], config: TrainConfig) -> Start:
+    """An adapter whose `weights` fit as they are. Where its B·A had another multiplier, B makes up for it, and a line
+    says so."""
+    named, wanted = stored.named, config.lora_parameters.multiplier
     if not stored.config:
         return Start(
             weights, notes=[f"{named} has no {CONFIG} beside it: its B·A is multiplied by {wanted:g}, as here."]
         )
-    multiplier = _multiplier(stored, config.train_type, named)
+    multiplier = _multiplier(stored, config.train_type)
     if math.isclose(multiplier, wanted, rel_tol=1e-9):
         return Start(weights)
     note = f"{named} multiplies B·A by {multiplier:g}, this run by {wanted:g}: B makes up for it, and ΔW is the same."
@@ -56,16 +55,15 @@ def rescaled(path: str, weights: dict[int, Weights], config: TrainConfig) -> Sta
 
 
 def refitted(
-    path: str, split: Split, sites: Sequence[Site], config: TrainConfig, repeat: int, base: str | None
+    stored: Stored, split: Split, sites: Sequence[Site], config: TrainConfig, repeat: int, base: str | None
 ) -> Start:
-    """The adapter at `path` as one of this run. A layer that it does not have begins as in any new trial.
+    """An adapter as one of this run. A layer that it does not have begins as in any new trial.
 
     Raises UserError for one that can be none: of other layers altogether, of other widths, or not of this train_type.
     """
-    named = f"resume_adapter_file={path}"
-    stored = read(path, named)
+    named = stored.named
     check_base(stored.config, base, named)
-    multiplier = _multiplier(stored, config.train_type, named)
+    multiplier = _multiplier(stored, config.train_type)
     names = {site: f"{split.block_name(site.layer)}.{site.key}" for site in sites}
     draw = Draw(config.lora_parameters, config.seed, repeat)
     start, lost, whole = Start({}), 0.0, 0.0
@@ -88,10 +86,9 @@ def refitted(
     return start
 
 
-def refitted_full(path: str, weights: Sequence[Weight], base: str | None) -> Start:
+def refitted_full(stored: Stored, weights: Sequence[Weight], base: str | None) -> Start:
     """The same with `train_type: full`. Weights that are not in the file are the base model's."""
-    named = f"resume_adapter_file={path}"
-    stored = read(path, named)
+    named = stored.named
     check_base(stored.config, base, named)
     start = Start({})
     for place, weight in enumerate(weights):
@@ -103,15 +100,15 @@ def refitted_full(path: str, weights: Sequence[Weight], base: str | None) -> Sta
     return start
 
 
-def _multiplier(stored: Stored, train_type: str, named: str) -> float:
+def _multiplier(stored: Stored, train_type: str) -> float:
     """Of B·A, as the file's run had it."""
     try:
         config = stored.mlx_config
     except UserError as error:
-        raise UserError(f"{named}: {error}") from None
+        raise UserError(f"{stored.named}: {error}") from None
     kind = config.get("fine_tune_type", "lora")
     if kind == "full" or (kind, train_type) == ("dora", "lora"):
-        raise UserError(f"{named} was made by train_type={kind}, which train_type={train_type} has no form of.")
+        raise UserError(f"{stored.named} was made by train_type={kind}, which train_type={train_type} has no form of.")
     return float(config["lora_parameters"]["scale"])
 
 

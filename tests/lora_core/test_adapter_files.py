@@ -10,7 +10,7 @@ import pytest
 
 from lora_core import adapter_folder
 from lora_core.adapter_files import adapter_config, load_adapter, named
-from lora_core.adapter_folder import save_adapter
+from lora_core.adapter_folder import read, save_adapter
 from lora_core.config import LoraParameters, TrainConfig
 from lora_core.engine import Engine
 from lora_core.errors import UserError
@@ -47,7 +47,7 @@ def test_what_is_saved_is_loaded_by_folder_and_by_file(engine: Engine, tmp_path:
     save(engine, tmp_path)
     sites = sites_of(engine)
     for path in (tmp_path, tmp_path / "adapters.safetensors"):
-        for found, expected in zip(load_adapter(str(path), engine.split, sites, RANK), adapter_of(engine, sites),
+        for found, expected in zip(load_adapter(read(str(path)), engine.split, sites, RANK), adapter_of(engine, sites),
                                    strict=True):  # fmt: skip
             assert all(np.array_equal(f, e) for f, e in zip(found, expected, strict=True))
 
@@ -80,7 +80,7 @@ def test_another_run_is_told_the_differences(engine: Engine, tmp_path: Path, wan
     save(engine, tmp_path)
     which = {name: value for name, value in wanted.items() if name != "rank"}
     with pytest.raises(UserError) as caught:
-        load_adapter(str(tmp_path), engine.split, sites_of(engine, **which), wanted.get("rank", RANK))
+        load_adapter(read(str(tmp_path)), engine.split, sites_of(engine, **which), wanted.get("rank", RANK))
     message = str(caught.value)
     assert all(words in message for words in said), message
     assert str(tmp_path) in message and len(message.splitlines()) <= 3
@@ -90,16 +90,16 @@ def test_another_run_is_told_the_differences(engine: Engine, tmp_path: Path, wan
 def test_values_that_are_not_finite_are_refused(engine: Engine, tmp_path: Path, value: float) -> None:
     save(engine, tmp_path, value=value)
     with pytest.raises(UserError, match="not finite"):
-        load_adapter(str(tmp_path), engine.split, sites_of(engine), RANK)
+        load_adapter(read(str(tmp_path)), engine.split, sites_of(engine), RANK)
 
 
 def test_files_that_are_not_there_or_no_adapters(engine: Engine, tmp_path: Path) -> None:
     for path, said in ((tmp_path, "holds no adapter"), (tmp_path / "no", "does not exist")):
         with pytest.raises(UserError, match=said):
-            load_adapter(str(path), engine.split, sites_of(engine), RANK)
+            load_adapter(read(str(path)), engine.split, sites_of(engine), RANK)
     (tmp_path / "adapters.safetensors").write_bytes(b"not a safetensors file at all")
     with pytest.raises(UserError, match="not a safetensors file"):
-        load_adapter(str(tmp_path), engine.split, sites_of(engine), RANK)
+        load_adapter(read(str(tmp_path)), engine.split, sites_of(engine), RANK)
 
 
 @pytest.mark.parametrize("failing", ["weights", "configuration"])
@@ -126,6 +126,6 @@ def test_a_failed_write_leaves_the_old_adapter(engine: Engine, tmp_path: Path, m
 def test_an_adapter_of_another_base_model_is_refused(engine: Engine, tmp_path: Path) -> None:
     save(engine, tmp_path)
     sites, own = sites_of(engine), engine.base.info.fingerprint
-    assert load_adapter(str(tmp_path), engine.split, sites, RANK, base=own)
+    assert load_adapter(read(str(tmp_path)), engine.split, sites, RANK, base=own)
     with pytest.raises(UserError, match="trained on another base model: builtin:tiny"):
-        load_adapter(str(tmp_path), engine.split, sites, RANK, base="another")
+        load_adapter(read(str(tmp_path)), engine.split, sites, RANK, base="another")

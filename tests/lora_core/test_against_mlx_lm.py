@@ -13,6 +13,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.tuner.trainer import TrainingArgs, train
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
+from lora_core.adapter_folder import read
 from lora_core.adapters import Draw, activated, initial
 from lora_core.config import TrainConfig
 from lora_core.layers import Active
@@ -120,7 +121,7 @@ def our_logits(engine, spec):
     sites = engine.learned(config).of(config)
     actives = []
     for site, (a, b, *m) in zip(
-        sites, engine.learned(config).load(f"{spec.folder}/adapters", config).values(), strict=True
+        sites, engine.learned(config).load(read(f"{spec.folder}/adapters"), config).values(), strict=True
     ):
         a, b = a[None], config.lora_parameters.multiplier * b[None]
         actives.append(Active(a, b, gain=m[0] / site.module.lengths(a, b) if m else None))

@@ -11,6 +11,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.tuner.utils import load_adapters
 
 from lora_core import full
+from lora_core.adapter_folder import read
 from lora_core.config import TrainConfig
 from lora_core.engine import Engine
 from lora_core.errors import UserError
@@ -25,7 +26,7 @@ def logits(model) -> np.ndarray:
 
 def trained_logits(engine: Engine, spec: TrialSpec) -> np.ndarray:
     config = TrainConfig.from_dict(spec.config)
-    learned = engine.learned(config).load(f"{spec.folder}/adapters", config)
+    learned = engine.learned(config).load(read(f"{spec.folder}/adapters"), config)
     with full.carrying(engine.learned(config).of(config), [weight for (weight,) in learned.values()]):
         return logits(engine.base.model)
 

@@ -8,7 +8,6 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from lora_core import adapter_files, resume
 from lora_core.adapter_folder import read, save_peft
 from lora_core.adapters import Draw, Site, initial
 from lora_core.config import TrainConfig
@@ -236,12 +235,13 @@ def test_another_width_and_an_unknown_multiplier_are_refused(engine: Engine, tmp
         engine.check(config)
 
 
-@pytest.mark.parametrize("module, strict", [(adapter_files, True), (resume, False)])
+@pytest.mark.parametrize("kind", ["lora", "dora", "full"])
+@pytest.mark.parametrize("strict", [True, False])
 def test_a_trial_reads_its_file_once(
-    engine: Engine, saved: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any, strict: bool
+    engine: Engine, saved: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, strict: bool
 ) -> None:
-    paths: list[str] = []
-    real = module.read
-    monkeypatch.setattr(module, "read", lambda path, named: paths.append(path) or real(path, named))
-    first_loss(engine, fitting(tmp_path, saved["lora"], resume_strict=strict))
-    assert paths == [saved["lora"]]
+    paths: list[Path] = []
+    real = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda self: paths.append(self) or real(self))
+    first_loss(engine, fitting(tmp_path, saved[kind], train_type=kind, resume_strict=strict))
+    assert paths == [Path(saved[kind]) / "adapters.safetensors"]
