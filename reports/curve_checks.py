@@ -19,13 +19,14 @@ def still_falling(study: Study) -> list[Finding]:
         return []
     own = falls[study.winner.name]
     numbers = own | {"falling": len(falling), "completed": len(study.completed), "iters": 2 * own["to"]}
+    longer = f"trainer.iters={numbers['iters']}"
     told = (
         f"The winner's loss still fell by {loss(own['nats'])} nats per token ({percent(100 * own['share'])}) between "
         f"steps {own['from']} and {own['to']}, its last evaluations, and by more than {percent(100 * MARGIN)} in "
         f"{len(falling)} of {plural(len(study.completed), 'completed trial')}. Longer trials may do better, and rank "
-        f"in another order: trainer.iters={numbers['iters']}"
+        f"in another order: {longer}"
     )
-    return [Finding("curves still falling", told, numbers)]
+    return [Finding("curves still falling", told, numbers, longer)]
 
 
 def _last_fall(rows: list[Row]) -> dict[str, Any] | None:
@@ -47,13 +48,14 @@ def overfit(study: Study) -> list[Finding]:
         return []
     own = rises[study.winner.name]
     train = f", where the training loss is {loss(own['train_loss'])}" if finite(own["train_loss"]) else ""
-    helped, numbers = _dropout(study)
+    helped, numbers, proposal = _dropout(study)
     told = (
         f"The winner's validation loss rose by {loss(own['nats'])} nats per token ({percent(100 * own['share'])}) from "
         f"step {own['best_step']} to its last, {own['to']}{train}; {len(risen)} of "
         f"{plural(len(study.completed), 'completed trial')} rose by more than {percent(100 * MARGIN)}. {helped}"
     )
-    return [Finding("overfitting", told, own | numbers | {"risen": len(risen), "completed": len(study.completed)})]
+    numbers |= {"risen": len(risen), "completed": len(study.completed)}
+    return [Finding("overfitting", told, own | numbers, proposal)]
 
 
 def _rise(rows: list[Row]) -> dict[str, Any] | None:
@@ -69,18 +71,19 @@ def _rise(rows: list[Row]) -> dict[str, Any] | None:
     }  # fmt: skip
 
 
-def _dropout(study: Study) -> tuple[str, dict[str, Any]]:
-    """Whether the trials with dropout did better than those without."""
+def _dropout(study: Study) -> tuple[str, dict[str, Any], str]:
+    """Whether the trials with dropout did better than those without, with its numbers; or a setting to find out by."""
     groups: dict[bool, list[float]] = {True: [], False: []}
     for trial in study.completed:
         if (own := value(trial)) is not None:
             groups[bool(setting(trial, DROPOUT))].append(own)
     dropped, kept = groups[True], groups[False]
     if not dropped:
-        return f"No trial had dropout. Whether it helps: {DROPOUT}=0.0,0.05,0.1", {}
+        proposal = f"{DROPOUT}=0.0,0.05,0.1"
+        return f"No trial had dropout. Whether it helps: {proposal}", {}, proposal
     if not kept:
-        return "Every trial had dropout, so whether it helps cannot be told.", {}
+        return "Every trial had dropout, so whether it helps cannot be told.", {}, ""
     numbers = {"with": median(dropped), "n_with": len(dropped), "without": median(kept), "n_without": len(kept)}
     verb = "lower" if numbers["with"] < numbers["without"] else "not lower"
     medians = f"median {loss(numbers['with'])}, n = {len(dropped)}; {loss(numbers['without'])}, n = {len(kept)}"
-    return f"Losses with dropout are {verb} than without ({medians}).", numbers
+    return f"Losses with dropout are {verb} than without ({medians}).", numbers, ""

@@ -35,7 +35,7 @@ class Health:
     @property
     def advice(self) -> str:
         """Where the settings belong that findings propose."""
-        proposed = any("=" in finding.text for finding in self.findings)
+        proposed = any(finding.proposal for finding in self.findings)
         return "A setting written key=value belongs at the end of the command to do it again." if proposed else ""
 
     @property
@@ -62,15 +62,17 @@ def compute(study: Study) -> Health:
 
 
 def edge(study: Study) -> list[Finding]:
-    return [Finding("edge of the space", _at_edge(each), asdict(each)) for each in edges(study)]
+    return [_at_edge(each) for each in edges(study)]
 
 
-def _at_edge(each: Edge) -> str:
+def _at_edge(each: Edge) -> Finding:
     way, end = ("up", "upper") if each.side == "highest" else ("down", "lower")
-    return (
+    wider = shlex.quote(each.override)
+    told = (
         f"The winner has {each.key} {written(each.value)}, at the {end} end of what was searched "
-        f"({written(each.bound)}). To look beyond, {way} to {written(each.to)}: {shlex.quote(each.override)}"
+        f"({written(each.bound)}). To look beyond, {way} to {written(each.to)}: {wider}"
     )
+    return Finding("edge of the space", told, asdict(each), wider)
 
 
 def rank(study: Study) -> list[Finding]:

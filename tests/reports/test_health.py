@@ -57,13 +57,14 @@ def test_overfitting_and_dropout(make_study):
     write_curve(folder, "trial-0000", [4.0, 2.0, 2.5])
     (found,) = curve_checks.overfit(load(folder))
     assert (found.numbers["nats"], found.numbers["share"], found.numbers["best_step"]) == (0.5, 0.25, 10)
-    assert "where the training loss is 1.0000" in found.text and "No trial had dropout" in found.text
+    assert "where the training loss is 1.0000" in found.text
+    assert found.text.endswith(f"No trial had dropout. Whether it helps: {found.proposal}") and found.proposal
     record = load_trial(folder / "trial-0001")
     record.params["lora_parameters.dropout"] = 0.1
     save_trial(folder / "trial-0001", record)
-    assert "Losses with dropout are not lower than without (median 2.5000, n = 1; 2.0000, n = 1)." in (
-        curve_checks.overfit(load(folder))[0].text
-    )
+    (found,) = curve_checks.overfit(load(folder))
+    assert "Losses with dropout are not lower than without (median 2.5000, n = 1; 2.0000, n = 1)." in found.text
+    assert found.proposal == ""
 
 
 @pytest.mark.parametrize(
@@ -165,8 +166,12 @@ def test_a_curve_of_one_evaluation_neither_falls_nor_rises(make_study):
 
 
 def test_proposed_settings_come_with_where_they_belong(make_study):
-    assert health.compute(load(make_study())).advice.startswith("A setting written key=value belongs")
-    failed = make_study("failed", trials=[(8, 2.0, 1e-4, None, "failed", "out of memory")])
+    found = health.compute(load(make_study()))
+    assert found.advice.startswith("A setting written key=value belongs")
+    proposing = [each for each in found.findings if each.proposal]
+    assert [each.check for each in proposing] == ["edge of the space", "curves still falling"]
+    assert all(each.text.endswith(f": {each.proposal}") for each in proposing)
+    failed = make_study("failed", trials=[(8, 2.0, 1e-4, None, "failed", "an error with a=b in it")])
     assert health.compute(load(failed)).advice == ""
 
 
