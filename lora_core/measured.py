@@ -5,11 +5,10 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Measured:
-    """Of one number of slots. `step_seconds`: one optimizer step of all of them together; `tokens_per_second`:
-    those in the loss; `peak_gb`: the most memory in use, in 10^9 bytes."""
+    """Of one number of slots. `tokens_per_second`: those in the loss; `peak_gb`: the most memory in use with the
+    largest settings, in 10^9 bytes."""
 
     slots: int
-    step_seconds: float
     tokens_per_second: float
     peak_gb: float
 

@@ -42,25 +42,26 @@ Choice = Callable[[Sequence[Batch]], int]  # of one of the batches, by its index
 def probe(engine: Engine, samples: list[TrainConfig], most: int, choose: bool = True) -> Probe:
     """Times samples alone and in packs of 2, 4, … up to `most` slots, and chooses the fastest number that memory
     allows; never one that is slower than one at a time. Without `choose`, `most` is what will be used."""
-    alone = Alone(engine, samples)
-    measured, packs = [alone.measured(samples)], {1: alone.timed[alone.depth(samples[0])]}
+    alone, largest = Alone(engine, samples), Largest(engine, samples)
+    measured, packs = [alone.measured(samples, largest.peak_gb(1))], {1: alone.timed[alone.depth(samples[0])]}
     best = measured[0]
     for slots in _counts(most) if choose else [most][: most - 1]:
         if choose and not _fits(engine, samples[0], measured):
             break
         try:
+            peak_gb = largest.peak_gb(slots)
             packs[slots] = timed(engine, _first(samples, slots))
         except RuntimeError as error:
             if not backend.is_out_of_memory(error):
                 raise
             break
         gain = sum(alone.seconds(config) for config in _first(samples, slots)) / packs[slots].seconds
-        measured.append(_measured(slots, packs[slots], measured[0].tokens_per_second * gain))
+        measured.append(Measured(slots, measured[0].tokens_per_second * gain, peak_gb))
         if not choose or measured[-1].tokens_per_second >= GAIN * best.tokens_per_second:
             best = measured[-1]
         elif slots >= best.slots << _tries():
             break
-    found = _chosen(engine, samples, alone, best, measured, packs)
+    found = _chosen(engine, samples, alone, largest, best, measured, packs)
     backend.reset_peak_memory()  # what was tried and not chosen is not the study's
     return found
 
@@ -72,20 +73,19 @@ def _tries() -> int:
 
 
 def _chosen(
-    engine: Engine, samples: list[TrainConfig], alone: "Alone", best: Measured, measured: list[Measured],
-    packs: dict[int, "Timed"],
+    engine: Engine, samples: list[TrainConfig], alone: "Alone", largest: "Largest", best: Measured,
+    measured: list[Measured], packs: dict[int, "Timed"],
 ) -> Probe:  # fmt: skip
     notes = []
     if best.slots > 1:
         notes += [_bits(packs[1], packs[best.slots], best.slots), *_joining(engine, samples, best, packs)]
     gain = best.tokens_per_second / measured[0].tokens_per_second
-    trainable = [engine.learned(sample).parameters(sample) for sample in samples]
-    largest = [samples[place] for place in np.argsort(trainable, stable=True)[::-1][: best.slots]]
-    deepest = timed(engine, largest, 1, _longest)
-    memory = deepest.peak_gb + _still_to_cache(engine, samples) + best.slots * max(trainable) * 4 / 1e9
+    memory = best.peak_gb + _still_to_cache(engine, samples)
     trial = statistics.mean(alone.trial_seconds(sample) for sample in samples) / gain
-    return Probe(best.slots, engine.joins, measured, memory, trial, alone.fixed_seconds(samples),
-                 (min(trainable), max(trainable)), notes)  # fmt: skip
+    trainable = min(largest.trainable), max(largest.trainable)
+    return Probe(
+        best.slots, engine.joins, measured, memory, trial, alone.fixed_seconds(samples), trainable, notes
+    )  # fmt: skip
 
 
 @dataclass
@@ -124,10 +124,10 @@ class Alone:
         """Of one step."""
         return self._at(config, "seconds")
 
-    def measured(self, samples: list[TrainConfig]) -> Measured:
+    def measured(self, samples: list[TrainConfig], peak_gb: float) -> Measured:
         seconds = statistics.mean(self.seconds(sample) for sample in samples)
         tokens = statistics.mean(each.tokens for each in self.timed.values())
-        return Measured(1, seconds, tokens / seconds, max(each.peak_gb for each in self.timed.values()))
+        return Measured(1, tokens / seconds, peak_gb)
 
     def trial_seconds(self, config: TrainConfig) -> float:
         """Steps and evaluations of a trial; the evaluation before its first step is the study's, not its own."""
@@ -143,6 +143,20 @@ class Alone:
         batches = len(feed.valid) + max(_batches(feed, sample) for sample in samples)
         prefix = _prefix_seconds(self.engine, feed, bottom) if bottom else 0.0
         return batches * prefix + len(feed.valid) * self._at(samples[0], "evaluation")
+
+
+class Largest:
+    """The samples that learn the most at the same time: those that are timed may all be small ones."""
+
+    def __init__(self, engine: Engine, samples: list[TrainConfig]) -> None:
+        self.engine = engine
+        self.trainable = [engine.learned(sample).parameters(sample) for sample in samples]
+        self.samples = [samples[place] for place in np.argsort(self.trainable, stable=True)[::-1]]
+
+    def peak_gb(self, slots: int) -> float:
+        """Of so many, at a step on the longest batch, with the best adapter of each beside it."""
+        adapters = slots * max(self.trainable) * 4 / 1e9
+        return timed(self.engine, _first(self.samples, slots), 1, _longest).peak_gb + adapters
 
 
 def timed(engine: Engine, configs: Sequence[TrainConfig], steps: int = STEPS, choose: Choice | None = None) -> Timed:
@@ -265,10 +279,6 @@ def _counts(most: int) -> list[int]:
 
 def _first(samples: list[TrainConfig], count: int) -> list[TrainConfig]:
     return list(islice(cycle(samples), count))
-
-
-def _measured(slots: int, pack: Timed, tokens_per_second: float) -> Measured:
-    return Measured(slots, pack.seconds, tokens_per_second, pack.peak_gb)
 
 
 def _fits(engine: Engine, config: TrainConfig, measured: list[Measured]) -> bool:

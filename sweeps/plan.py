@@ -4,8 +4,6 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from lora_core.measured import Probe
 from reports import wording
 from sweeps.client import Worker, WorkerDied
@@ -58,7 +56,7 @@ def _plan(name: str, job: Job, ready: Ready, folder: Path, display: Display) -> 
     again = min(confirm.k, total) * confirm.repeats if left else sum(map(len, rounds(folder, confirm)))
     work = Work(left, ended, not has_completed(folder / "default"), again)
     argv = wording.typed(shlex.join(["lora-sweep", "search", *job.argv]))
-    return Plan(job, work, ready.slots, argv if is_new else resume_command(job.argv, name), display)
+    return Plan(job, work, argv if is_new else resume_command(job.argv, name), display)
 
 
 @dataclass
@@ -83,64 +81,46 @@ class Work:
 
 @dataclass
 class Plan:
-    """`slots`: as many as there are, or may be."""
-
     job: Job
     work: Work
-    slots: int
     command: str
     display: Display
 
     def show(self, worker: Worker, choose: bool) -> None:
-        """Measures and prints; if `choose`, for the number of slots that is found best."""
+        """Measures and prints; if `choose`, for the number of slots that is found best, else for all there are."""
         if self.work.ended:
             self.display.say(f"{self.work.ended} of {self.job.config.n_trials} trials have ended already")
         if not self.work.trainings:
             self.display.say("Nothing is left to train.")
             return
         with self.display.doing("Measuring"):
-            probe = measure(worker, self.job, choose=True, say=self.display.say)
-        slots = probe.slots if choose else min(self.slots, worker.setup.slots)
-        pinned = f" trainer.slots={slots}" if choose else ""
+            probe = measure(worker, self.job, choose, self.display.say)
+        pinned = f" trainer.slots={probe.slots}" if choose else ""
         prunes = self.job.config.search.pruner["name"] != "none"
-        for line in [*_table(probe, slots), *_costs(probe, slots, self.work, prunes), *probe.notes]:
+        for line in [*_table(probe), *_costs(probe, self.work, prunes), *probe.notes]:
             self.display.say(line)
         self.display.say(f"Nothing was written. To train:\n  {self.command}{pinned}")
 
 
-def _table(probe: Probe, slots: int) -> list[str]:
+def _table(probe: Probe) -> list[str]:
     """The measured numbers of slots, that which will be used marked."""
     rows = [
-        f"{each.slots:>7} {'★' if each.slots == slots else ' '} "
+        f"{each.slots:>7} {'★' if each.slots == probe.slots else ' '} "
         f"{each.tokens_per_second:>10,.0f} {each.peak_gb:>10.3g} GB"
         for each in probe.measured
     ]
-    return [f"Slots {slots}", f"{'slots':>7}   {'tokens/s':>10} {'memory':>13}", *rows]
+    return [f"Slots {probe.slots}", f"{'slots':>7}   {'tokens/s':>10} {'memory':>13}", *rows]
 
 
-def _costs(probe: Probe, slots: int, work: Work, prunes: bool) -> list[str]:
+def _costs(probe: Probe, work: Work, prunes: bool) -> list[str]:
     least, most = probe.trainable
-    memory, each = estimate(probe, slots)
-    total = probe.fixed_seconds + work.trainings * each
+    total = probe.fixed_seconds + work.trainings * probe.trial_seconds
     less = ", less what the pruner stops early" if prunes else ""
     return [
         f"Trainable parameters {least:,}" + (f" – {most:,}" if most > least else ""),
-        f"Memory about {memory:.3g} GB",
-        f"Time about {duration(total)} for {work}, {duration(each)} each{less}",
+        f"Memory about {probe.memory_gb:.3g} GB",
+        f"Time about {duration(total)} for {work}, {duration(probe.trial_seconds)} each{less}",
     ]
-
-
-def estimate(probe: Probe, slots: int) -> tuple[float, float]:
-    """Memory in GB, and the seconds of a trial, with `slots` in use where the probe would choose another number."""
-    counts = [each.slots for each in probe.measured]
-
-    def at(count: int, values: list[float]) -> float:
-        return float(np.interp(count, counts, values))
-
-    peaks = [each.peak_gb for each in probe.measured]
-    shares = [each.step_seconds / each.slots for each in probe.measured]
-    memory = probe.memory_gb + at(slots, peaks) - at(probe.slots, peaks)
-    return memory, probe.trial_seconds * at(slots, shares) / at(probe.slots, shares)
 
 
 def duration(seconds: float) -> str:

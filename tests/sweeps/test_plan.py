@@ -3,15 +3,16 @@
 import hashlib
 import re
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lora_core.measured import Measured, Probe
+import lora_core
 from sweeps.cli import main
-from sweeps.plan import duration, estimate
+from sweeps.plan import duration
 from tests.sweeps.helpers import Place, quick
 
 TINY = "plan model=tiny search=quick n_trials=8"
@@ -177,15 +178,25 @@ def test_measuring_dies(
     assert list(folder.iterdir()) == []
 
 
-MEASURED = [Measured(1, 1.0, 100.0, 2.0), Measured(2, 1.2, 160.0, 3.0), Measured(4, 2.0, 200.0, 5.0)]
-
-
-@pytest.mark.parametrize(
-    ("slots", "expected"), [(4, (6.0, 10.0)), (1, (3.0, 20.0)), (2, (4.0, 12.0)), (3, (5.0, 11.0)), (8, (6.0, 10.0))]
-)
-def test_estimates_with_another_number_of_slots(slots: int, expected: tuple[float, float]) -> None:
-    probe = Probe(4, True, MEASURED, 6.0, 10.0, 1.0, (1, 1))
-    assert estimate(probe, slots) == pytest.approx(expected)
+@pytest.mark.slow
+def test_memory_is_foretold_within_a_quarter(tmp_path: Path, printed: Printed) -> None:
+    """On SmolLM2, in a space of mixed depth whose largest settings are those of the trials; three at a time."""
+    place = Place(tmp_path)
+    for name in ("train", "valid"):
+        shutil.copy(Path(lora_core.__file__).with_name("demo") / f"{name}.jsonl", place.data)
+    largest = "num_layers:all,lora_parameters.rank:32,optimizer.learning_rate"
+    words = [
+        "model=smollm2", "num_layers=4,all", "lora_parameters.rank=8,32", "n_trials=3", "trainer.slots=3",
+        "trainer.iters=2", "trainer.eval_every=2", "trainer.eval_rows=4", "search/sampler=random", "search/pruner=none",
+        "search.enqueue=[" + ",".join(f"{{{largest}:{rate}e-3}}" for rate in (1, 2, 3)) + "]",
+    ]  # fmt: skip
+    lines = printed(planned(place, *words))
+    foretold = float(line(lines, "Memory about").split()[2])
+    alone, _ = (float(each.split()[-2]) for each in lines if each.endswith(" GB") and each.startswith(" "))
+    assert quick(place, *words) == 0
+    used = max(trial.metrics["peak_memory_gb"] for trial in place.trials())
+    assert foretold == pytest.approx(used, rel=0.25)
+    assert alone != pytest.approx(used, rel=0.25)
 
 
 def test_durations() -> None:

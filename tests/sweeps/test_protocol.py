@@ -41,7 +41,7 @@ SPEC = TrialSpec("trial-0007", "trial", CONFIG, "/out/ä b", 7, params={"lora_pa
         Setup(CONFIG, 2, {"Axis num_layers=all": CONFIG}),
         Ready(MODEL, DATA, 2, False, {"device": "CPU: a\nb"}, ["a note"]),
         Measure([CONFIG, CONFIG]),
-        Probe(2, True, [Measured(1, 0.5, 9.5, 1.25), Measured(2, 0.75, 15.0, 1.5)], 1.75, 20.5, 3.0, (64, 96), ["b"]),
+        Probe(2, True, [Measured(1, 100.5, 1.25), Measured(2, 150.0, 1.5)], 1.75, 20.5, 3.0, (64, 96), ["b"]),
         Go([SPEC, SPEC], ["trial-0003"]),
         Go(),
         Report([Evaluated("base", {"step": 0, "val_loss": 0.1 + 0.2})], [Ended("base", {"state": "complete"})], 1),

@@ -98,7 +98,7 @@ def test_slots_for(slots: int | str, before: StudyRecord | None, expected: tuple
 
 
 def test_the_line() -> None:
-    measured = [Measured(1, 0.5, 1234.4, 1.0), Measured(2, 0.5, 2468.8, 1.5)]
+    measured = [Measured(1, 1234.4, 1.0), Measured(2, 2468.8, 1.5)]
     assert slots_line(Probe(2, True, measured, 1.5, 1.0, 0.0, (1, 2))) == "Slots 2 (1: 1,234 tokens/s, 2: 2,469)"
     assert slots_line(Probe(1, True, measured[:1], 1.5, 1.0, 0.0, (1, 2))) == "Slots 1 (1: 1,234 tokens/s)"
 
