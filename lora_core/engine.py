@@ -6,23 +6,22 @@ A trial's result depends on its own configuration alone: its step i uses batch i
 
 import math
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from lora_core import adapters, backend, checkpoint
-from lora_core.adapter_folder import read, save_adapter
+from lora_core.adapter_folder import read
 from lora_core.answers import continuations
 from lora_core.batches import Batch, order, steps_for
 from lora_core.config import LoraParameters, TrainConfig, check
 from lora_core.data import Dataset
+from lora_core.ending import leaving
 from lora_core.feed import Feed
 from lora_core.frozen import freeze_norms
 from lora_core.head import head_losses
@@ -31,7 +30,6 @@ from lora_core.models import Base
 from lora_core.models.loading import load_folder
 from lora_core.models.quantised import requantise
 from lora_core.prefix import PrefixCache
-from lora_core.records import ADAPTER, remove_checkpoint
 from lora_core.resume import Start
 from lora_core.samples import ANSWER_TOKENS, Answer, spread
 from lora_core.slot import Slot, Stopwatch
@@ -45,7 +43,6 @@ SAVE_SHARE = 0.02  # so that they take no more than this share of the time
 WRITERS = 8  # trials whose last files are written at the same time
 BEATEN = "beaten at the same step by earlier trials"
 AHEAD = 16  # batches that frozen blocks may see before their turn
-ON_HOST = {mx.float32: np.float32, mx.float16: np.float16, mx.bfloat16: np.uint16}
 PREFIX_SHARE = 0.125  # of the device's memory, for hidden states after frozen blocks
 
 
@@ -310,49 +307,10 @@ class Engine:
 
     def _end(self, endings: Sequence[tuple[Slot, AnyPack, str, str | None]]) -> None:
         """Ends trials with a state and a reason; what they leave on disk is written side by side."""
-        writing = [self._leaves(*ending) for ending in endings]
+        writing = [leaving(slot, self.learned(slot.config), state, reason) for slot, _, state, reason in endings]
         for slot, pack, *_ in endings:
             if slot.keeps_state:
                 checkpoint.save(slot, pack.state(slot))
             self.running = [entry for entry in self.running if entry[0] is not slot]
             pack.remove(slot)
         self.events += self._writers.map(lambda write: write(), writing)
-
-    def _leaves(self, slot: Slot, pack: AnyPack, state: str, reason: str | None) -> Callable[[], Ended]:
-        """What writes the trial's last files; it does nothing with the device."""
-        metrics = {**slot.metrics(), **self._costs(slot.config)}
-        if slot.spec.role == "base":
-            metrics = {"best_val_loss": slot.last, "final_val_loss": slot.last, "val_perplexity": math.exp(slot.last)}
-        elif slot.best_adapter is not None:
-            return partial(_write, slot, state, reason, metrics, *self._best(slot))
-        return partial(_write, slot, state, reason, metrics)
-
-    def _best(self, slot: Slot) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """The tensors of the best checkpoint by name, on the host, and what `adapter_config.json` says of them."""
-        tensors, described = self.learned(slot.config).saved(slot.best_adapter, slot.config)
-        return _on_host(tensors), described
-
-    def _costs(self, config: TrainConfig) -> dict[str, float]:
-        return {"trainable_params": self.learned(config).parameters(config), "peak_memory_gb": backend.peak_memory_gb()}
-
-
-def _on_host(tensors: dict[str, mx.array]) -> dict[str, np.ndarray]:
-    """The same for `save_adapter`, brought over in one piece: each transfer from a GPU waits for it."""
-    flat = np.array(mx.concatenate([tensor.reshape(-1).view(mx.uint8) for tensor in tensors.values()]))
-    ends = np.cumsum([tensor.nbytes for tensor in tensors.values()])
-    parts = dict(zip(tensors, np.split(flat, ends[:-1]), strict=True))
-    return {name: parts[name].view(ON_HOST[each.dtype]).reshape(each.shape) for name, each in tensors.items()}
-
-
-def _write(
-    slot: Slot, state: str, reason: str | None, metrics: dict[str, float],
-    tensors: dict[str, np.ndarray] | None = None, config: dict[str, Any] | None = None,
-) -> Ended:  # fmt: skip
-    digest = None
-    if tensors is not None and config is not None:
-        digest = save_adapter(slot.adapter_path, tensors, config)
-        metrics["adapter_mb"] = (slot.adapter_path / ADAPTER).stat().st_size / 1e6
-    record = slot.end(state, reason, metrics, digest)
-    if not slot.keeps_state:
-        remove_checkpoint(slot.folder)
-    return Ended(slot.spec.name, vars(record).copy())
