@@ -8,8 +8,6 @@ import math
 import time
 from collections.abc import Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -17,21 +15,17 @@ import numpy as np
 
 from lora_core import adapters, backend, checkpoint
 from lora_core.adapter_folder import read
-from lora_core.answers import continuations
 from lora_core.batches import Batch, order, steps_for
-from lora_core.config import LoraParameters, TrainConfig, check
+from lora_core.config import TrainConfig, check
 from lora_core.data import Dataset
 from lora_core.ending import leaving
 from lora_core.feed import Feed
 from lora_core.frozen import freeze_norms
 from lora_core.head import head_losses
-from lora_core.learned import AdaptedLayers, AnyPack, Learned, OwnWeights
+from lora_core.learned import AdaptedLayers, AnyPack, OwnWeights
 from lora_core.models import Base
-from lora_core.models.loading import load_folder
-from lora_core.models.quantised import requantise
 from lora_core.prefix import PrefixCache
 from lora_core.resume import Start
-from lora_core.samples import ANSWER_TOKENS, Answer, spread
 from lora_core.slot import Slot, Stopwatch
 from lora_core.split import Split, Whole, choose_split
 from lora_core.stacks import State
@@ -119,7 +113,7 @@ class Engine:
         if start is None:
             # B = 0: the model is the base model to the bit, whose loss is computed once.
             if feed.base_loss is None:
-                feed.base_loss = self._mean_losses([slot], pack, feed, "valid")[0]
+                feed.base_loss = self.mean_losses([slot], pack, feed, "valid")[0]
             self._note(slot, pack, feed.base_loss)
         else:
             self._evaluate([slot], pack, feed)
@@ -162,7 +156,7 @@ class Engine:
 
     def _step(self, due: list[Slot], pack: AnyPack, feed: Feed) -> None:
         tokens = [sum(batch.tokens for batch in self._next_batches(slot, feed)) for slot in due]
-        rows = [self._rows(due, pack, feed, part) for part in range(due[0].per_step)]
+        rows = [self._rows(due, feed, part) for part in range(due[0].per_step)]
         self._unheard.append((due, pack.step(due, rows)))
         for slot, count in zip(due, tokens, strict=True):
             slot.took_step(count)
@@ -213,37 +207,16 @@ class Engine:
             self._feeds[key] = Feed(self.data, self.prefixes, *key)
         return self._feeds[key]
 
-    def fuse(self, adapter_folder: Path, config: TrainConfig, folder: Path) -> float:
-        """Merges a saved adapter into the base model and writes it to `folder`; returns the error of `fuse`."""
-        return self.learned(config).fuse(self._loaded(adapter_folder, config), config, folder)
-
-    def requantise(self, folder: Path, quantization: str, config: TrainConfig) -> tuple[float, float]:
-        """Puts the merged model in `folder` in fewer bits. Returns by which share of its size that has changed its
-        weights, and its validation loss."""
-        error = requantise(folder, quantization)
-        merged = Engine(load_folder(folder, str(folder)), self.data, 1)
-        plain = replace(config, train_type="lora", num_layers=1, lora_parameters=LoraParameters())
-        return error, merged.score(plain, None, "valid")
-
-    def score(self, config: TrainConfig, adapter_folder: Path | None, split: str = "test") -> float:
-        """Mean loss over all counted tokens of the test set, or another, with a saved adapter of this configuration or,
-        where there is none, of the base model. Raises UserError if the adapter cannot be loaded."""
-        learned = None if adapter_folder is None else Start(self._loaded(adapter_folder, config))
-        slot, pack, feed = self.place(TrialSpec("score", "base", config.to_dict(), ""), config)
-        pack.add(slot, learned.state if learned else None)
-        try:
-            return self._mean_losses([slot], pack, feed, split)[0]
-        finally:
-            pack.remove(slot)
-
-    def answers(self, config: TrainConfig, adapter_folder: Path | None, rows: int) -> list[Answer]:
-        """Answers to the first samples of the data, with a saved adapter of this configuration or, where there is none,
-        of the base model. Raises UserError if the adapter cannot be loaded."""
-        samples = spread(self.data.samples, rows)
-        learned = None if adapter_folder is None else self._loaded(adapter_folder, config)
-        with nullcontext() if learned is None else self.learned(config).carried(learned, config):
-            found = continuations(self.base, [sample.tokens for sample in samples], ANSWER_TOKENS)
-        return [Answer(s.prompt, s.expected, text.strip()) for s, text in zip(samples, found, strict=True)]
+    def mean_losses(self, due: list[Slot], pack: AnyPack, feed: Feed, split: str) -> list[float]:
+        """Mean loss over all counted tokens of a split, by slot of a pack."""
+        batches = getattr(feed, split)
+        boundaries = [self.computation.boundary(slot) for slot in due]
+        sums = []
+        for i in range(len(batches)):
+            sums.append(pack.evaluate(due, feed.rows([batches[i : i + AHEAD]] * len(due), split, boundaries)))
+            mx.async_eval(sums[-1])  # the device goes on while the next batch is made ready
+        total = np.sum([each.tolist() for each in sums], axis=0)
+        return (total / sum(batch.tokens for batch in batches)).tolist()
 
     def _split(self) -> Split | Whole:
         split, note = choose_split(self.base.model)
@@ -262,9 +235,6 @@ class Engine:
         steps = steps_for(config.trainer, len(feed.train))
         return order(len(feed.train), steps * config.trainer.grad_accumulation, config.seed, spec.repeat)
 
-    def _loaded(self, adapter_folder: Path, config: TrainConfig) -> Learned:
-        return self.learned(config).load(read(str(adapter_folder)), config)
-
     def _resumed(self, config: TrainConfig, repeat: int = 0) -> Start | None:
         """What `resume_adapter_file` starts from; None: what every new trial does."""
         path, kind = config.resume_adapter_file, self.learned(config)
@@ -276,25 +246,14 @@ class Engine:
     def _next_batches(self, slot: Slot, feed: Feed) -> list[Batch]:
         return [feed.train[index] for index in slot.coming[: slot.per_step]]
 
-    def _rows(self, due: list[Slot], pack: AnyPack, feed: Feed, part: int) -> Rows:
+    def _rows(self, due: list[Slot], feed: Feed, part: int) -> Rows:
         """Those of one of the batches of the step that the due slots take next."""
         coming = [[feed.train[index] for index in slot.coming[part : part + AHEAD]] for slot in due]
         return feed.rows(coming, "train", [self.computation.boundary(slot) for slot in due])
 
     def _evaluate(self, due: list[Slot], pack: AnyPack, feed: Feed) -> None:
-        for slot, loss in zip(due, self._mean_losses(due, pack, feed, "valid"), strict=True):
+        for slot, loss in zip(due, self.mean_losses(due, pack, feed, "valid"), strict=True):
             self._note(slot, pack, loss)
-
-    def _mean_losses(self, due: list[Slot], pack: AnyPack, feed: Feed, split: str) -> list[float]:
-        """Mean loss over all counted tokens of a split, by slot."""
-        batches = getattr(feed, split)
-        boundaries = [self.computation.boundary(slot) for slot in due]
-        sums = []
-        for i in range(len(batches)):
-            sums.append(pack.evaluate(due, feed.rows([batches[i : i + AHEAD]] * len(due), split, boundaries)))
-            mx.async_eval(sums[-1])  # the device goes on while the next batch is made ready
-        total = np.sum([each.tolist() for each in sums], axis=0)
-        return (total / sum(batch.tokens for batch in batches)).tolist()
 
     def _note(self, slot: Slot, pack: AnyPack, loss: float) -> None:
         slot.alive = slot.alive and math.isfinite(loss)

@@ -177,13 +177,15 @@ def _measure(engine: Any, message: Measure) -> Probe:
 
 
 def _fuse(engine: Any, message: Fuse) -> Fused:
+    from lora_core import saved
+
     config, folder, bits = TrainConfig.from_dict(message.config), Path(message.folder), message.quantization
     fused = Fused(None, quantization=bits)
     try:
-        fused.error = engine.fuse(Path(message.adapter), config, folder)
+        fused.error = saved.fuse(engine, Path(message.adapter), config, folder)
         fused.folder = message.folder
         if bits is not None:
-            fused.changed, fused.loss = engine.requantise(folder, bits, config)
+            fused.changed, fused.loss = saved.requantise(engine, folder, bits, config)
     except Exception as error:
         if disk.is_full(error):
             fused.reason = disk.told(error)
@@ -195,17 +197,21 @@ def _fuse(engine: Any, message: Fuse) -> Fused:
 
 
 def _score(engine: Any, message: Score) -> Scored:
+    from lora_core import saved
+
     adapter = None if message.adapter is None else Path(message.adapter)
     try:
-        return Scored(engine.score(TrainConfig.from_dict(message.config), adapter))
+        return Scored(saved.score(engine, TrainConfig.from_dict(message.config), adapter))
     except (UserError, OSError) as error:
         return Scored(None, first_line(error))
 
 
 def _sample(engine: Any, message: Sample) -> Sampled:
+    from lora_core import saved
+
     adapter = None if message.adapter is None else Path(message.adapter)
     try:
-        return Sampled(engine.answers(TrainConfig.from_dict(message.config), adapter, message.rows))
+        return Sampled(saved.answers(engine, TrainConfig.from_dict(message.config), adapter, message.rows))
     except (UserError, OSError) as error:
         return Sampled([], first_line(error))
 

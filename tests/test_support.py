@@ -14,7 +14,7 @@ import mlx_lm
 import numpy as np
 import pytest
 
-from lora_core import models
+from lora_core import models, saved
 from lora_core.config import TrainConfig
 from lora_core.engine import Engine
 from lora_core.errors import UserError
@@ -70,7 +70,7 @@ class Made:
     def merged(self) -> Path:
         folder = self.folder / "merged"
         if not folder.exists():
-            self.engine.fuse(self.adapters, TrainConfig.from_dict(self.spec.config), folder)
+            saved.fuse(self.engine, self.adapters, TrainConfig.from_dict(self.spec.config), folder)
         return folder
 
 
@@ -104,7 +104,8 @@ def resumes(made: Made) -> bool:
 
 def merges(made: Made) -> bool:
     merged = Engine(models.load(str(made.merged())), made.data, 1)
-    assert merged.score(TrainConfig.from_dict(made.spec.config), None, "valid") == pytest.approx(made.loss, rel=1e-4)
+    loss = saved.score(merged, TrainConfig.from_dict(made.spec.config), None, "valid")
+    assert loss == pytest.approx(made.loss, rel=1e-4)
     return True
 
 

@@ -13,6 +13,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.tuner.trainer import TrainingArgs, train
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
+from lora_core import saved
 from lora_core.adapter_folder import read
 from lora_core.adapters import Draw, activated, initial
 from lora_core.config import TrainConfig
@@ -163,7 +164,7 @@ def test_fused_model_gives_equal_logits(make_engine, make_spec, tmp_path, train_
     engine, spec = make_engine(1), make_spec("trial", rank=8, scale_ratio=3.0, train_type=train_type)
     run(engine, spec)
     before = our_logits(engine, spec)
-    engine.fuse(Path(spec.folder) / "adapters", TrainConfig.from_dict(spec.config), tmp_path / "fused")
+    saved.fuse(engine, Path(spec.folder) / "adapters", TrainConfig.from_dict(spec.config), tmp_path / "fused")
     fused, _ = mlx_lm.load(str(tmp_path / "fused"))
     np.testing.assert_allclose(logits(fused), before, rtol=0, atol=1e-4)
     # The base model is itself again, and would not have passed.

@@ -8,7 +8,7 @@ import mlx_lm
 import numpy as np
 import pytest
 
-from lora_core import models
+from lora_core import models, saved
 from lora_core.adapter_folder import read, save_peft
 from lora_core.config import TrainConfig
 from lora_core.engine import Engine
@@ -61,7 +61,7 @@ def test_merged_models_are_transformers_own(tmp_path: Path, train_type: str, bit
     engine = Engine(models.load("builtin:tiny", bits), demo(), 1)
     spec = new_spec(tmp_path, "trial", train_type=train_type, eval_rows=6)
     run(engine, spec)
-    engine.fuse(Path(spec.folder) / "adapters", TrainConfig.from_dict(spec.config), tmp_path / "merged")
+    saved.fuse(engine, Path(spec.folder) / "adapters", TrainConfig.from_dict(spec.config), tmp_path / "merged")
     stock, tokenizer = mlx_lm.load(str(tmp_path / "merged"))
     expected = np.array(stock(mx.array(TOKENS)))
     assert np.abs(logits(str(tmp_path / "merged"), None) - expected).max() < TOLERANCE

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
+from lora_core import saved
 from lora_core import split as splitting
 from lora_core.adapters import activated, packable
 from lora_core.config import TrainConfig
@@ -151,7 +152,7 @@ def test_saved_adapter_gives_equal_logits_in_stock_mlx_lm(trained):
 def test_fused_model_gives_equal_logits(trained, tmp_path):
     spec = trained.specs[0]
     config = TrainConfig.from_dict(spec.config)
-    trained.engine.fuse(Path(spec.folder) / "adapters", config, tmp_path / "fused")
+    saved.fuse(trained.engine, Path(spec.folder) / "adapters", config, tmp_path / "fused")
     fused, _ = mlx_lm.load(str(tmp_path / "fused"))
     expected = adapted_logits(trained.engine, spec)
     np.testing.assert_allclose(np.array(fused(some_tokens())), expected, rtol=0, atol=1e-4 * np.abs(expected).max())

@@ -14,6 +14,7 @@ from lora_core.data import Row
 from lora_core.engine import Engine
 from lora_core.errors import UserError
 from lora_core.records import load_metrics, load_trial
+from lora_core.saved import score
 from lora_core.trial import Ended, Evaluated
 from tests.lora_core.helpers import demo, losses, new_engine, run, same_result, weights
 
@@ -66,7 +67,7 @@ def test_the_test_set_is_scored_whole_with_the_saved_adapter(make_spec):
     run(engine, spec)
     engine.start(alone)
     config = TrainConfig.from_dict(spec.config)
-    base, adapted = engine.score(config, None), engine.score(config, Path(spec.folder) / "adapters")
+    base, adapted = score(engine, config, None), score(engine, config, Path(spec.folder) / "adapters")
     assert base == pytest.approx(plain_loss(rows), rel=1e-5)
     assert adapted == pytest.approx(plain_loss(rows, f"{spec.folder}/adapters"), rel=1e-5)
     assert [slot.spec.name for slot, *_ in engine.running] == ["alone"]
@@ -275,13 +276,13 @@ def test_b_learns_as_many_times_faster_as_lora_plus_says(make_engine, make_spec,
 
 def evaluated_together(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, int]]:
     """From now on, of each evaluation on the validation set: the step of each trial in it, by name."""
-    passes, plain = [], Engine._mean_losses
+    passes, plain = [], Engine.mean_losses
 
     def watched(self, due, *rest):
         passes.append({slot.spec.name: slot.step for slot in due})
         return plain(self, due, *rest)
 
-    monkeypatch.setattr(Engine, "_mean_losses", watched)
+    monkeypatch.setattr(Engine, "mean_losses", watched)
     return passes
 
 

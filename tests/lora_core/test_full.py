@@ -10,7 +10,7 @@ import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.tuner.utils import load_adapters
 
-from lora_core import full
+from lora_core import full, saved
 from lora_core.adapter_folder import read
 from lora_core.config import TrainConfig
 from lora_core.engine import Engine
@@ -39,11 +39,11 @@ def stock(engine: Engine, **where):
 def test_what_is_saved_is_what_was_trained(make_spec, layers, top_only) -> None:
     engine, spec = new_engine(), make_spec("full", train_type="full", num_layers=layers)
     (record,) = run(engine, spec)
-    saved, base = weights(spec), dict(tree_flatten(stock(engine).parameters()))
+    found, base = weights(spec), dict(tree_flatten(stock(engine).parameters()))
     expected = {name for name in base if not top_only or name.startswith(("model.layers.2.", "model.layers.3."))}
-    assert saved.keys() == expected
-    assert all(np.abs(saved[name] - np.array(base[name])).max() > 1e-3 for name in saved)
-    assert record.metrics["trainable_params"] == sum(array.size for array in saved.values())
+    assert found.keys() == expected
+    assert all(np.abs(found[name] - np.array(base[name])).max() > 1e-3 for name in found)
+    assert record.metrics["trainable_params"] == sum(array.size for array in found.values())
     assert "scale_ratio" not in record.metrics and record.metrics["best_val_loss"] < losses(spec)[0][1]
 
 
@@ -56,7 +56,7 @@ def test_stock_mlx_lm_and_the_merged_model_give_equal_logits(make_spec, tmp_path
     np.testing.assert_array_equal(base, logits(stock(engine)))
     loaded = stock(engine, adapter_path=f"{spec.folder}/adapters")
     np.testing.assert_allclose(logits(loaded), ours, rtol=0, atol=1e-5)
-    engine.fuse(Path(spec.folder) / "adapters", TrainConfig.from_dict(spec.config), tmp_path / "merged")
+    saved.fuse(engine, Path(spec.folder) / "adapters", TrainConfig.from_dict(spec.config), tmp_path / "merged")
     np.testing.assert_allclose(logits(mlx_lm.load(str(tmp_path / "merged"))[0]), ours, rtol=0, atol=1e-5)
     np.testing.assert_array_equal(logits(engine.base.model), base)
 

@@ -14,7 +14,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.utils import dequantize_model
 
 from lora_core import fuse as fusing
-from lora_core import models
+from lora_core import models, saved
 from lora_core.adapters import Site
 from lora_core.config import TrainConfig, TrainerConfig
 from lora_core.engine import Engine
@@ -138,13 +138,12 @@ def test_fewer_bits_on_request_and_what_they_cost(tmp_path: Path) -> None:
     sites, pairs = made(engine)
     pairs = [(0.1 * a, b) for a, b in pairs]
     whole = merge(engine, tmp_path / "fused", sites, pairs)
-    before = Engine(models.load(str(tmp_path / "fused")), engine.data, 1).score(
-        TrainConfig(num_layers=1), None, "valid"
-    )
+    merged = Engine(models.load(str(tmp_path / "fused")), engine.data, 1)
+    before = saved.score(merged, TrainConfig(num_layers=1), None, "valid")
     found = {}
     for bits in ("8bit", "4bit"):
         merge(engine, tmp_path / bits, sites, pairs)
-        found[bits] = engine.requantise(tmp_path / bits, bits, config)
+        found[bits] = saved.requantise(engine, tmp_path / bits, bits, config)
         stock = mlx_lm.load(str(tmp_path / bits))[0]
         assert isinstance(stock.layers[3].mlp.up_proj, nn.QuantizedLinear)
         few = dict(tree_flatten(dequantize_model(stock).parameters()))
@@ -187,7 +186,7 @@ def test_dora_over_a_row_of_zeros_trains_and_merges(tmp_path: Path) -> None:
     assert all(record.metrics["best_val_loss"] < load_metrics(Path(s.folder))[0]["val_loss"] - 0.01
                for record, s in zip(records, specs, strict=True))  # fmt: skip
     config = TrainConfig.from_dict(specs[0].config)
-    engine.fuse(Path(specs[0].folder) / "adapters", config, tmp_path / "fused")
+    saved.fuse(engine, Path(specs[0].folder) / "adapters", config, tmp_path / "fused")
     merged = Engine(models.load(str(tmp_path / "fused")), engine.data, 1)
-    loss = merged.score(replace(config, train_type="lora"), None, "valid")
+    loss = saved.score(merged, replace(config, train_type="lora"), None, "valid")
     assert loss == pytest.approx(records[0].metrics["best_val_loss"], rel=1e-5)

@@ -8,7 +8,7 @@ import mlx_lm
 import numpy as np
 import pytest
 
-from lora_core import models
+from lora_core import models, saved
 from lora_core.answers import answers
 from lora_core.config import TrainConfig
 from lora_core.engine import Engine
@@ -94,7 +94,7 @@ def test_it_answers_also_with_what_mlx_lm_cannot_load(tmp_path: Path, monkeypatc
     engine, spec = Engine(base, demo(), 1), new_spec(tmp_path, "trial", train_type="dora", eval_rows=6)
     run(engine, spec)
     adapter, config = Path(spec.folder) / "adapters", TrainConfig.from_dict(spec.config)
-    engine.fuse(adapter, config, tmp_path / "merged")
+    saved.fuse(engine, adapter, config, tmp_path / "merged")
     with_it, merged, plain = (
         answers(base, path, ["7+1="], 8)
         for base, path in (
@@ -113,7 +113,7 @@ def test_stock_mlx_lm_loads_the_adapter_over_it(tmp_path: Path, name: str, train
     spec = new_spec(tmp_path, "trial", train_type=train_type, eval_rows=6)
     run(engine, spec)
     adapters = Path(spec.folder) / "adapters"
-    engine.fuse(adapters, TrainConfig.from_dict(spec.config), tmp_path / "merged")
+    saved.fuse(engine, adapters, TrainConfig.from_dict(spec.config), tmp_path / "merged")
     merged = logits(mlx_lm.load(str(tmp_path / "merged"))[0])
     if (name, train_type) == ("6bit", "dora"):
         assert DORA_NOTE in engine.notes

@@ -6,6 +6,7 @@ from typing import Any
 import mlx_lm
 import pytest
 
+from lora_core import saved
 from lora_core.config import TrainConfig
 from lora_core.errors import UserError
 from lora_core.samples import ANSWER_TOKENS, LONGEST_PROMPT, OPENING, Sample, spread
@@ -65,7 +66,7 @@ def test_answers_are_those_of_mlx_lm(make_spec: Any, train_type: str) -> None:
     engine = new_engine()
     run(engine, spec)
     config, adapter = TrainConfig.from_dict(spec.config), Path(spec.folder) / "adapters"
-    before, with_it, after = (engine.answers(config, folder, 1)[0].answer for folder in (None, adapter, None))
+    before, with_it, after = (saved.answers(engine, config, folder, 1)[0].answer for folder in (None, adapter, None))
     assert before == after == stock(engine, None) and with_it == stock(engine, adapter) != before
 
 
@@ -76,4 +77,4 @@ def stock(engine: Any, adapter: Path | None) -> str:
 
 def test_an_adapter_that_is_not_there(make_spec: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
-        new_engine().answers(TrainConfig.from_dict(make_spec("trial").config), tmp_path / "none", 1)
+        saved.answers(new_engine(), TrainConfig.from_dict(make_spec("trial").config), tmp_path / "none", 1)

@@ -12,7 +12,7 @@ def main(loss: float) -> None:
     from lora_core.engine import Engine
     from sweeps import worker
 
-    real = Engine._mean_losses
+    real = Engine.mean_losses
 
     def strange(self: Any, due: list[Any], *given: Any) -> list[float]:
         return [
@@ -20,7 +20,7 @@ def main(loss: float) -> None:
             for slot, true in zip(due, real(self, due, *given), strict=True)
         ]
 
-    Engine._mean_losses = strange  # type: ignore[method-assign]
+    Engine.mean_losses = strange  # type: ignore[method-assign]
     worker.main()
 
 

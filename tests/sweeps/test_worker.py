@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from lora_core import saved
 from lora_core.config import TrainConfig
 from lora_core.errors import UserError
 from lora_core.trial import Ended, Evaluated
@@ -43,15 +44,14 @@ def test_what_it_tells_of_model_and_data(tmp_path: Path) -> None:
     assert worker.process.returncode == 0
 
 
-def test_what_is_left_where_a_merged_model_finds_no_room_in_fewer_bits() -> None:
+def test_what_is_left_where_a_merged_model_finds_no_room_in_fewer_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    for engine, there in (
-        (SimpleNamespace(fuse=lambda *_: 0.0, requantise=full), "/best"),
-        (SimpleNamespace(fuse=full), None),
-    ):
-        fused = _fuse(engine, Fuse("/adapters", TrainConfig().to_dict(), "/best", "4bit"))
+    monkeypatch.setattr(saved, "requantise", full)
+    for merging, there in ((lambda *_: 0.0, "/best"), (full, None)):
+        monkeypatch.setattr(saved, "fuse", merging)
+        fused = _fuse(None, Fuse("/adapters", TrainConfig().to_dict(), "/best", "4bit"))
         assert fused.folder == there and "no space left" in str(fused.reason)
 
 
