@@ -32,7 +32,7 @@ class History:
         if not counted:
             return
         run_id = self.study.tracking["run_id"]
-        told = {metric: {step for step, _ in self.store.history(run_id, metric)} for metric in (BEST, VALUE)}
+        told = {metric: {step for step, *_ in self.store.history(run_id, metric)} for metric in (BEST, VALUE)}
         best, points = math.inf, []
         for record in counted:
             assert record.number is not None and record.value is not None

@@ -81,9 +81,10 @@ class Store:
         """The run with its latest metrics, tags and outputs."""
         return self.client.get_run(run_id)
 
-    def history(self, run_id: str, metric: str) -> list[tuple[int, float]]:
-        """The points of a curve: step and value."""
-        return [(point.step, point.value) for point in self.client.get_metric_history(run_id, metric)]
+    def history(self, run_id: str, metric: str) -> list[tuple[int, float, int]]:
+        """The points of a curve: step, value and time."""
+        points = self.client.get_metric_history(run_id, metric)
+        return [(point.step, point.value, point.timestamp) for point in points]
 
     def create_run(self, name: str, tags: dict[str, str], params: dict[str, str], start: int | None = None) -> str:
         """A new run in state RUNNING; returns its id."""

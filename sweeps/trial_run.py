@@ -78,9 +78,11 @@ class TrialRun:
         """Adds those of a trial's `rows` that the run lacks; False if it holds others, of another attempt."""
         told = self.store.history(self.run_id, "val_loss") if self.known else []
         written = {(int(row["step"]), str(row["val_loss"])) for row in rows}
-        if not {(step, str(value)) for step, value in told} <= written:
+        if not {(step, str(value)) for step, value, _ in told} <= written:
             return False
-        steps = {step for step, _ in told}
+        steps = {step for step, *_ in told}
+        # Those that were told live have the time of the telling, which may have been behind the training.
+        self._last = max((at for *_, at in told), default=0)
         for row in rows:
             if row["step"] in steps:
                 self._improves(row)

@@ -352,6 +352,17 @@ def test_after_a_kill_the_store_catches_up_with_the_disk(sweep: Sweep) -> None:
     assert len(sweep.children()) == before, "a second resume has nothing to copy"
 
 
+def test_what_is_told_later_has_a_later_time(sweep: Sweep) -> None:
+    """Also where the telling was behind the training. MLflow sorts the points of a curve by their time."""
+    spec = sweep.spec("trial-0000")
+    sweep.tracker.start_trial(sweep.record, spec)
+    sweep.evaluate(spec, [3.0, 2.5])
+    append_metrics(Path(spec.folder), {"step": 20, "val_loss": 2.0, "seconds": 2.0})
+    sweep.ended(spec, [3.0, 2.5, 2.0])
+    sweep.open()
+    assert sweep.history("trial-0000", "val_loss") == [(0, 3.0), (10, 2.5), (20, 2.0)]
+
+
 def test_a_run_deleted_in_mlflow_comes_back_on_resume(sweep: Sweep) -> None:
     sweep.run(sweep.spec("trial-0000"), [3.0, 2.0])
     deleted = sweep.record.runs["trial-0000"]
