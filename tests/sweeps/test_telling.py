@@ -29,7 +29,7 @@ from sweeps.trial_run import TrialRun
 from tests.sweeps.faults import tried
 from tests.sweeps.helpers import Place, quick
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("one_thread")]
 
 SMALL = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
 
