@@ -24,6 +24,7 @@ from sweeps.requests import StopRequest
 
 MISSES = 6
 ENTRY, LEAD, ASKED, PARTING = "process ", "lead", "asked ", "parting"
+Sign = tuple[str, int | None]  # a process, and the number that it has raised; None: it has left
 _LOCK = sqlalchemy.text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))")
 
 
@@ -31,7 +32,8 @@ class Solo:
     """The only process at work on its study."""
 
     me: str | None = None
-    leads, leaderless, lead, lead_parts = True, False, "", False
+    leads, leaderless, lead = True, False, ""
+    sign_of_lead: Sign = ("", None)
     asked: tuple[StopRequest, ...] = ()
 
     def alone(self) -> AbstractContextManager[None]:
@@ -42,6 +44,9 @@ class Solo:
 
     def take_lead(self) -> bool:
         return True
+
+    def is_led(self, since: Sign) -> bool:
+        return False
 
     def pass_on(self, request: StopRequest) -> None:
         """Nobody is there to hear of it."""
@@ -97,10 +102,18 @@ class Crew:
         return self._known.get(self.study.user_attrs.get(LEAD, ""), ("another machine", None))[0]
 
     @property
-    def lead_parts(self) -> bool:
-        """Whether the process that leads, or has led last, is about to leave with the study unfinished, or has left."""
+    def sign_of_lead(self) -> Sign:
+        """The process that leads, or has led last, and its number."""
         attributes = self.study.user_attrs
-        return attributes.get(PARTING) == attributes.get(LEAD)
+        lead = attributes.get(LEAD, "")
+        return lead, _entries(attributes).get(lead, ("", None))[1]
+
+    def is_led(self, since: Sign) -> bool:
+        """Whether another process finishes the study: the one that leads has given a sign of life other than `since`,
+        or left, and has not said that it finishes nothing any more."""
+        lead, number = self.sign_of_lead
+        parts = self.study.user_attrs.get(PARTING) == lead
+        return lead != self.me and not parts and (number is None or (lead, number) != since)
 
     def part(self) -> None:
         """Has the others know that this process finishes nothing any more. They can lead once it has left."""

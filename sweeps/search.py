@@ -199,9 +199,11 @@ class Search:
             self._follow()
 
     def _await_lead(self) -> None:
-        """Trials may end while the process that leads is on its way out, interrupted: this one leads once it has left,
-        unless another does."""
-        while not (self.leads or self.assists) and self.study.lead_parts:
+        """Trials may end while the process that leads is on its way out, or dead: this one leads then, unless another
+        does."""
+        sign = self.study.sign_of_lead
+        while not (self.leads or self.assists or self.study.is_led(sign)):
+            self.trials.exchange.check()
             with interrupts.waiting():
                 time.sleep(LOOK)
             self._attend()

@@ -16,7 +16,7 @@ from sweeps.axes import Axis, storable
 from sweeps.conditions import conditions_of, parents_first, present
 from sweeps.config import SweepConfig, is_shared
 from sweeps.connect import alone, sqlite_file
-from sweeps.crew import Crew, Solo, turn
+from sweeps.crew import Crew, Sign, Solo, turn
 from sweeps.fingerprint import differences, fingerprint, identity
 from sweeps.patience import patient
 from sweeps.pruners import make_pruner
@@ -147,9 +147,14 @@ class Study:
 
     @property
     @patient
-    def lead_parts(self) -> bool:
-        """Whether nobody will finish the study, if it is not this process."""
-        return self.crew.lead_parts
+    def sign_of_lead(self) -> Sign:
+        """The latest sign of life of the process that leads."""
+        return self.crew.sign_of_lead
+
+    @patient
+    def is_led(self, since: Sign) -> bool:
+        """Whether another process is sure to finish the study: one that has led it beyond that sign of life."""
+        return self.crew.is_led(since)
 
     @patient
     def pass_on(self, request: StopRequest) -> None:

@@ -12,7 +12,7 @@ import pytest
 from lora_core.records import TrialRecord
 from sweeps.axes import Axis
 from sweeps.config import ClusterConfig, SearchConfig, SweepConfig
-from sweeps.crew import Crew
+from sweeps.crew import MISSES, Crew
 from sweeps.requests import StopRequest
 from sweeps.storage import opening_shared
 from sweeps.study import Evaluation, Proposal, Study
@@ -189,14 +189,39 @@ def test_one_leads_and_another_takes_over(config: SweepConfig, machines: Machine
 def test_one_that_leads_and_is_interrupted_finishes_nothing(config: SweepConfig, machines: Machines) -> None:
     """While it saves what it has, the trials of the others may all end: one of them has to wait for it to leave."""
     leads, joins, other = (machines.open(config) for _ in range(3))
-    assert leads.take_lead() and not joins.take_lead() and not joins.lead_parts
+    assert leads.take_lead() and not joins.take_lead()
     joins.crew.part()
-    assert not other.lead_parts, "it does not lead"
+    assert is_led_after_a_while(other), "who has said so does not lead"
     leads.crew.part()
-    assert joins.lead_parts and not joins.take_lead(), "it is there still"
+    assert not is_led_after_a_while(joins) and not joins.take_lead(), "it is there still"
     leads.crew.leave()
     wait_for_gone(leads, joins)
-    assert joins.lead_parts and joins.take_lead() and not other.lead_parts
+    assert not joins.is_led(joins.sign_of_lead) and joins.take_lead() and is_led_after_a_while(other)
+
+
+def is_led_after_a_while(study: Study) -> bool:
+    """With time for two signs of life."""
+    sign = study.sign_of_lead
+    assert not study.is_led(sign)
+    time.sleep(2 * GRACE / MISSES)
+    return study.is_led(sign)
+
+
+def test_one_that_leads_and_dies_gives_no_sign_of_life(config: SweepConfig, machines: Machines) -> None:
+    """If it does so as the last trial ends, the others do not leave the study to it."""
+    leads, joins = (machines.open(config) for _ in range(2))
+    assert leads.take_lead() and is_led_after_a_while(joins)
+    die(leads)
+    assert not is_led_after_a_while(joins)
+    wait_for_gone(leads, joins)
+    assert joins.take_lead() and not is_led_after_a_while(joins), "this one leads"
+
+
+def test_one_that_has_finished_the_study_and_left(config: SweepConfig, machines: Machines) -> None:
+    leads, joins = (machines.open(config) for _ in range(2))
+    assert leads.take_lead()
+    leads.crew.leave()
+    assert joins.is_led(joins.sign_of_lead)
 
 
 def test_what_one_is_asked_to_stop_all_hear_of(config: SweepConfig, machines: Machines) -> None:

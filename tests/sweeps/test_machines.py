@@ -10,7 +10,7 @@ from threading import Thread
 import pytest
 from optuna.trial import TrialState
 
-from lora_core.records import StudyRecord
+from lora_core.records import StudyRecord, load_trials
 from sweeps.cli import main
 from sweeps.study import Study
 from sweeps.telling import Teller
@@ -20,6 +20,7 @@ from tests.sweeps.machines import GRACE, Machines, N, check
 from tests.sweeps.test_search import alive, wait_for
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+CONFIRM = "search.confirm.k=1"
 
 
 @pytest.fixture(params=["together", "apart"])
@@ -126,6 +127,32 @@ def test_the_last_trial_ends_while_the_one_that_leads_is_on_its_way_out(
     (out,) = together.finish().values()
     assert "This one leads it now" in out and "wins with" in out
     check(together, alone)
+
+
+@pytest.mark.faults
+def test_the_one_that_leads_is_killed_as_the_last_trial_ends(
+    together: Machines, alone: list[tuple], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The other one does not leave before it knows that somebody confirms the winner and writes the report."""
+    leads, real = together.start(CONFIRM), Study.is_over
+    wait_for((together.place.folder() / "study.json").exists)
+
+    def is_over(self: Study) -> bool:
+        over = real.fget(self)  # type: ignore[attr-defined]
+        if over:
+            leads.kill()
+            leads.wait()
+        return over
+
+    monkeypatch.setattr(Study, "is_over", property(is_over))
+    with tried("kill -9 of one of two machines"):
+        assert main(together.arguments(CONFIRM)) == 0
+        out = capsys.readouterr().out
+        assert "This one leads it now" in out and "wins with" in out
+        assert together.place.record().state == "complete"
+        names = {trial.name for trial in load_trials(together.place.folder()) if trial.role == "confirm"}
+        assert len(names) == 3
+        assert [result for result in together.place.results() if result[0] not in names] == alone
 
 
 def children(process: subprocess.Popen) -> list[str]:
