@@ -55,7 +55,7 @@ class SharedFolder:
     def fetch(self, name: str) -> bool:
         return (self.folder / name / "trial.json").exists()  # a network drive may be slower than the database
 
-    def fetch_all(self, names: list[str]) -> bool:
+    def gather(self, names: list[str]) -> bool:
         return True
 
     def take_over(self, name: str) -> None:
@@ -129,6 +129,11 @@ class Exchange:
         """Whether the folder of a trial that has ended is here; it is brought here if need be."""
         fetch = partial(self._tried, partial(self._fetch, name))
         return has_ended(self.folder / name) or self._aside.done(f"fetch {name}", fetch)
+
+    def gather(self, names: list[str]) -> bool:
+        """Whether these trials are here, and all else that has been handed over; it is brought here if need be."""
+        gathered = self._aside.done("gather", partial(self.fetch_all, names))
+        return gathered and all(has_ended(self.folder / each) for each in names)  # it may have been asked for fewer
 
     def fetch_all(self, names: list[str]) -> bool:
         """Whether these trials are here, and all else that has been handed over: reference rows, repeats. Waits for

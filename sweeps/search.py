@@ -193,9 +193,12 @@ class Search:
     def _attend(self) -> None:
         """The same, and what falls to this process when the one that led is gone."""
         self._heed()
-        if self.study.crew.leaderless and not (self.leads or self.assists) and self.study.take_lead():
+        crew = self.study.crew
+        if crew.leaderless and not (self.leads or self.assists):
+            self.study.take_lead()
+        if crew.leads and not self.leads and self.trials.gather():
             self._lead()
-        elif self.leads and not self.study.crew.leads:
+        elif self.leads and not crew.leads:
             self._follow()
 
     def _await_lead(self) -> None:
@@ -214,7 +217,6 @@ class Search:
         self.display.say("The process that led the study is gone. This one leads it now.")
         if earlier := earlier_record(self.folder):
             self.record.tracking, self.record.runs = earlier.tracking, earlier.runs
-        self.trials.gather()
         self.tracker.open_study(self.record, self.folder)
         self.trials.lead()
         self._save("running")

@@ -64,6 +64,11 @@ class Trials:
         self._noticed: set[int] = set()  # trials whose end was shown and told
         self._untold: list[TrialRecord] = []  # ended here, but other machines could not have them yet
 
+    @property
+    def tells(self) -> bool:
+        """Whether this process leads, and has all that had ended before."""
+        return self.tracker.is_open
+
     def train(self, worker: Worker, free: int) -> None:
         """Runs trials until the study has all of them. The worker trains while MLflow is told.
 
@@ -146,12 +151,10 @@ class Trials:
         self.again()
         self.waiting = [spec for spec in self.waiting or [] if spec.role != "trial" or spec.number not in lost]
 
-    def gather(self) -> None:
-        """Waits until all that has ended is in the folder of this process, which leads from now on."""
-        while not self.exchange.fetch_all([trial_name(trial.number) for trial in self.study.ended]):
-            self.exchange.check()
-            with interrupts.waiting():
-                time.sleep(LOOK)
+    def gather(self) -> bool:
+        """Whether all that has ended is in the folder of this process, which is to lead; it is brought there beside the
+        training."""
+        return self.exchange.gather([trial_name(trial.number) for trial in self.study.ended])
 
     def lead(self) -> None:
         """The process that led is gone, and this one tells and finishes the study from now on."""
@@ -243,7 +246,7 @@ class Trials:
         ended = self.study.ended
         self._noticed = {trial.number for trial in ended}
         self.display.known([self.study.record(trial) for trial in ended])
-        return self._references() if self.study.crew.leads else []
+        return self._references() if self.tells else []
 
     def _references(self) -> list[TrialSpec]:
         return [self._reference(role) for role in REFERENCES if not has_completed(self.folder / role)]
@@ -254,7 +257,7 @@ class Trials:
             return
         for trial in [trial for trial in self.study.ended if trial.number not in self._noticed]:
             record, folder = self.study.record(trial), self.folder / trial_name(trial.number)
-            if self.study.crew.leads:
+            if self.tells:
                 if not self.exchange.fetch(record.name):
                     continue
                 record = load_trial(folder)

@@ -158,6 +158,20 @@ def test_all_that_was_handed_over(machine: Callable[[str], Exchange]) -> None:
     assert not there.fetch_all(["trial-0004"]), "that one is nowhere"
 
 
+def test_what_ends_while_all_is_fetched_is_fetched_too(
+    machine: Callable[[str], Exchange], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aside, "MOMENT", 0.0)
+    here, leads = machine("here"), machine("leads")
+    assert not leads.gather([])
+    leads.settle()
+    trained(here.folder)
+    wait_for(lambda: here.publish(NAME))
+    assert not leads.gather([NAME]), "what is done was asked for before"
+    wait_for(lambda: leads.gather([NAME]))
+    assert load_trial(leads.folder / NAME).state == "complete"
+
+
 def test_a_server_that_is_away(machine: Callable[[str], Exchange], monkeypatch: pytest.MonkeyPatch) -> None:
     """It is asked rarely, which is said once, and given up after a while."""
     here, asked = machine("here"), []
@@ -186,19 +200,19 @@ def test_a_server_that_is_away(machine: Callable[[str], Exchange], monkeypatch: 
 def test_slow_files_hold_up_nobody(machine: Callable[[str], Exchange], monkeypatch: pytest.MonkeyPatch) -> None:
     """They go their way in a thread of their own; whoever asks again learns that they have got there."""
     monkeypatch.setattr(aside, "MOMENT", 0.01)
-    here, there, slow = machine("here"), machine("there"), threading.Event()
+    here, there, leads, slow = machine("here"), machine("there"), machine("leads"), threading.Event()
     trained(here.folder)
     for name in ("add_file", "fetch_file"):
         real = getattr(Store, name)
         monkeypatch.setattr(Store, name, lambda *given, real=real: slow.wait(10) and real(*given))
-    for act in (here.publish, there.fetch):
+    for act in (here.publish, there.fetch, lambda name: leads.gather([name])):
         slow.clear()
         began = time.monotonic()
         assert not act(NAME) and not act(NAME)
         assert time.monotonic() - began < 5
         slow.set()
         wait_for(lambda act=act: act(NAME))  # type: ignore[misc]
-    assert load_trial(there.folder / NAME).state == "complete"
+    assert load_trial(there.folder / NAME).state == load_trial(leads.folder / NAME).state == "complete"
 
 
 def test_what_is_dropped_while_it_is_on_its_way(machine: Callable[[str], Exchange]) -> None:

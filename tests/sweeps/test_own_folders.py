@@ -13,6 +13,7 @@ from reports.study import load
 from sweeps import exchange
 from sweeps.cli import main
 from sweeps.display import Display
+from sweeps.exchange import Exchange
 from sweeps.requests import STOPPED
 from tests.sweeps.faults import tried
 from tests.sweeps.machines import Apart, N, check
@@ -65,6 +66,34 @@ def test_a_slow_server_holds_up_no_training(apart: Apart, monkeypatch: pytest.Mo
     assert main(apart.arguments("n_trials=3")) == 0
     assert any(started), started
     assert len(list((apart.place.root / "artifacts").rglob("trial-*.zip"))) == 3
+
+
+def test_who_takes_over_the_lead_goes_on_training(
+    apart: Apart, alone: list[tuple], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """While what others have trained comes to its folder."""
+    leads = apart.start()
+    wait_for(lambda: apart.owners() and apart.study.get_trials(states=(COMPLETE,)))
+    fetch, evaluated = Exchange._fetch, Display.evaluated
+    under_way, trained = [], []
+
+    def slow(self: Exchange, name: str) -> None:
+        under_way.append(name)
+        time.sleep(2)
+        fetch(self, name)
+        under_way.clear()
+
+    def noted(self: Display, trial: str, row: dict[str, float]) -> None:
+        leads.kill()
+        trained.extend(under_way)
+        evaluated(self, trial, row)
+
+    monkeypatch.setattr(Exchange, "_fetch", slow)
+    monkeypatch.setattr(Display, "evaluated", noted)
+    assert main(apart.arguments()) == 0
+    assert {"base", "default"} & {*trained}, trained
+    assert "This one leads it now" in capsys.readouterr().out
+    assert apart.place.results("machine1/s") == alone
 
 
 def test_the_server_stays_away(
