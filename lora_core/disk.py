@@ -1,10 +1,12 @@
-"""Room on the disk: whether there is enough for what is about to be written, and which errors say that there is not."""
+"""Room on the disk: whether there is enough for what is about to be written, which errors say that there is not, and
+what a process that was killed has left."""
 
 import errno
 import os
 import re
 import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # some disks, and some accounts, have room for small files only
 # What the writers of MLX and safetensors, and SQLite, say of a write that failed; none of them raises an OSError.
@@ -34,3 +36,26 @@ def told(error: BaseException) -> str:
         return "no space left on the disk"
     where = "on the disk" if error.filename is None else f"in {os.fspath(error.filename)}"
     return f"no space left {where} ({error.strerror})"
+
+
+def scratch(parent: Path, name: str) -> TemporaryDirectory[str]:
+    """A folder in `parent` that goes with this process: if it is killed, by `remove_orphans`."""
+    return TemporaryDirectory(dir=parent, prefix=f"{name}{os.getpid()}-", ignore_cleanup_errors=True)
+
+
+def remove_orphans(parent: Path, name: str) -> None:
+    """Removes what `scratch` has made in `parent` by that name for processes that are gone."""
+    for folder in parent.glob(f"{name}*"):
+        match = re.match(rf"{re.escape(name)}(\d+)-", folder.name)
+        if match and not _runs(int(match[1])):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # somebody else's
+    return True

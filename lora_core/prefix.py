@@ -1,8 +1,6 @@
 """Hidden states after the frozen blocks, computed once per batch for all slots and epochs."""
 
 import itertools
-import os
-import re
 import shutil
 import tempfile
 from collections.abc import Hashable, Sequence
@@ -11,7 +9,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from lora_core import backend
+from lora_core import backend, disk
 from lora_core.batches import Batch
 from lora_core.split import Split
 
@@ -36,7 +34,7 @@ class PrefixCache:
         self._files: dict[Hashable, Path] = {}
         self._numbers = itertools.count()
         self._folder: tempfile.TemporaryDirectory[str] | None = None
-        remove_orphans(Path(tempfile.gettempdir()))
+        disk.remove_orphans(Path(tempfile.gettempdir()), NAME)
 
     def hidden(self, coming: Sequence[Batch], source: Hashable, boundary: int) -> mx.array:
         """Hidden states [b, T, D] of the first of the batches after block `boundary`-1. `source` names the list that
@@ -111,7 +109,7 @@ class PrefixCache:
     def _place(self) -> Path:
         """The folder, made when it is first needed; its disk bounds the budget."""
         if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix=f"{NAME}{os.getpid()}-", ignore_cleanup_errors=True)
+            self._folder = disk.scratch(Path(tempfile.gettempdir()), NAME)
             free = shutil.disk_usage(self._folder.name).free
             self.disk_budget = min(self.disk_budget, int(DISK_SHARE * free))
         return Path(self._folder.name)
@@ -123,21 +121,3 @@ def joined(parts: Sequence[mx.array]) -> mx.array:
         return mx.concatenate(parts)
     shape = parts[0].shape
     return parts[0] if len(parts) == 1 else mx.broadcast_to(parts[0], (len(parts), *shape)).reshape(-1, *shape[1:])
-
-
-def remove_orphans(parent: Path) -> None:
-    """Removes the folders in `parent` whose process is gone."""
-    for folder in parent.glob(f"{NAME}*"):
-        match = re.match(rf"{NAME}(\d+)-", folder.name)
-        if match and not _runs(int(match[1])):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass  # somebody else's
-    return True

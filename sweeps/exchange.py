@@ -11,7 +11,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
 from zipfile import BadZipFile, ZipFile
 
@@ -30,6 +29,7 @@ from sweeps.study_run import open_study_run
 from sweeps.trouble import Trouble
 
 PLACE = "trials"  # among the files of the run
+ON_ITS_WAY = ".on-its-way-"  # an adapter may be too large for /tmp
 PAUSE = 15.0  # seconds before a server that failed is tried again
 PATIENCE = 600.0  # seconds that a machine with nothing else left to do waits for it
 
@@ -101,6 +101,7 @@ class Exchange:
         Raises UserError where the server does not have it, or would not carry its files."""
         uri = f"tracking.uri={public(self.store.uri)}"
         record.tracking = record.tracking | ({"run_id": self.run_id} if self.run_id else {})
+        disk.remove_orphans(self.folder, ON_ITS_WAY)
         try:
             place = self.store.artifact_location
             if urlsplit(place).scheme in ("", "file"):
@@ -200,7 +201,7 @@ class Exchange:
                 self._publish(each.parent.name)
 
     def _publish(self, name: str) -> None:
-        with TemporaryDirectory(dir=self.folder, prefix=".") as place:  # an adapter may be too large for /tmp
+        with disk.scratch(self.folder, ON_ITS_WAY) as place:
             file = Path(place) / f"{name}.zip"
             try:
                 _pack(self.folder / name, file)
@@ -211,7 +212,7 @@ class Exchange:
     def _fetch(self, name: str) -> None:
         """Complete or not at all."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=self.folder, prefix=".") as place:
+        with disk.scratch(self.folder, ON_ITS_WAY) as place:
             file = self.store.fetch_file(self._run(), f"{PLACE}/{name}.zip", Path(place))
             brought = Path(place) / name
             with ZipFile(file) as packed:

@@ -2,6 +2,9 @@
 
 import hashlib
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -10,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from lora_core import disk
 from lora_core.errors import UserError
 from lora_core.records import (
     StudyRecord,
@@ -29,6 +33,16 @@ from tests.sweeps.helpers import empty_store
 from tests.sweeps.test_search import wait_for
 
 NAME = "trial-0003"
+# Hands over a trial, and is killed when all of it is packed.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from types import SimpleNamespace
+from sweeps.exchange import Exchange
+
+store = SimpleNamespace(add_file=lambda *given: os.kill(os.getpid(), signal.SIGKILL))
+Exchange(store, "run", Path(sys.argv[1]), print)._publish(sys.argv[2])
+"""
 
 
 @pytest.fixture
@@ -77,6 +91,20 @@ def test_another_server(machine: Callable[[str], Exchange], monkeypatch: pytest.
     here.run_id = "0" * 32
     with pytest.raises(UserError, match="does not know study=s"):
         here.open(joins, record)  # type: ignore[arg-type]
+
+
+def test_what_a_killed_process_has_left(machine: Callable[[str], Exchange], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next one removes it, and nothing of a worker of this machine that is there."""
+    here = machine("here")
+    trained(here.folder)
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(here.folder), NAME])
+    (left,) = here.folder.glob(".*")
+    assert killed.returncode == -signal.SIGKILL and (left / f"{NAME}.zip").stat().st_size
+    with disk.scratch(here.folder, exchange.ON_ITS_WAY) as used:
+        monkeypatch.setattr(Store, "artifact_location", "mlflow-artifacts:/1")
+        joins = SimpleNamespace(crew=SimpleNamespace(leads=False))
+        here.open(joins, StudyRecord("s"))  # type: ignore[arg-type]
+        assert {path.name for path in here.folder.iterdir()} == {NAME, Path(used).name}
 
 
 def test_a_trial_gets_to_another_machine(machine: Callable[[str], Exchange]) -> None:
