@@ -121,6 +121,14 @@ def read(path: str, named: str | None = None) -> Stored:
     return Stored(named, tensors, config | _origin(_metadata(file)) if theirs else config, theirs)
 
 
+def digest(path: str) -> str:
+    """16 hex digits that change with the weights or the settings of the adapter at `path`. Raises UserError if there
+    is none."""
+    file = _file(Path(path), path)
+    parts = [each.read_bytes() for each in (file, file.parent / CONFIG) if each.exists()]
+    return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
+
+
 def _metadata(file: Path) -> dict[str, str]:
     with safe_open(file, framework="numpy") as weights:
         return weights.metadata() or {}

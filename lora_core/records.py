@@ -84,6 +84,7 @@ class StudyRecord:
     config: dict[str, Any] = field(default_factory=dict)  # whole resolved configuration
     model: dict[str, Any] = field(default_factory=dict)  # ModelInfo
     data: dict[str, Any] = field(default_factory=dict)  # DataInfo
+    starts: dict[str, str] = field(default_factory=dict)  # path of an adapter that trials start from → its digest
     environment: dict[str, Any] = field(default_factory=dict)  # versions, device, platform, git
     notes: list[str] = field(default_factory=list)  # what was capped, split, dequantised, …
     tracking: dict[str, Any] = field(default_factory=dict)  # uri, experiment, experiment_id, run_id, link

@@ -5,6 +5,8 @@ import json
 from collections.abc import Collection
 from typing import Any
 
+from lora_core.adapter_folder import digest
+from lora_core.records import StudyRecord
 from sweeps.axes import Axis
 from sweeps.config import SweepConfig
 
@@ -23,6 +25,19 @@ def identity(config: dict[str, Any], axes: list[dict[str, Any]]) -> dict[str, An
     """
     kept = {key: value for key, value in flat(config).items() if not under(key, RUN_CONTROL)}
     return kept | {f"axis {axis['key']}": axis for axis in axes}
+
+
+def contents(record: StudyRecord) -> dict[str, str]:
+    """What must be the same for two runs to belong to one study, beside their configuration: short hashes of what it
+    names."""
+    known = {"contents of the model": record.model["fingerprint"], "contents of the data": record.data["fingerprint"]}
+    return known | {f"contents of {path}": digest for path, digest in record.starts.items()}
+
+
+def starts(config: SweepConfig, axes: list[Axis]) -> dict[str, str]:
+    """The adapters that trials start from, by path, with a short hash of each."""
+    choices = [choice for axis in axes if axis.key == "resume_adapter_file" for choice in axis.choices or []]
+    return {path: digest(path) for path in (config.resume_adapter_file, *choices) if path is not None}
 
 
 def fingerprint(config: SweepConfig, axes: list[Axis]) -> str:

@@ -11,11 +11,11 @@ from lora_core.errors import UserError
 from lora_core.records import StudyRecord, load_trials
 from sweeps.config import SweepConfig
 from sweeps.connect import first_line, sqlite_file
-from sweeps.fingerprint import identity
+from sweeps.fingerprint import contents, identity
 from sweeps.public import public
 from sweeps.storage import open_storage
 from sweeps.study import check_same
-from sweeps.study_folder import check_folder, check_writable, contents, earlier_record
+from sweeps.study_folder import check_folder, check_writable, earlier_record
 
 
 def check_stores(config: SweepConfig) -> None:
@@ -40,7 +40,7 @@ def ended_trials(record: StudyRecord, folder: Path, storage: str) -> int:
 
 
 def _identity(record: StudyRecord) -> dict[str, Any]:
-    return identity(record.config, record.axes) | contents(record.model, record.data)
+    return identity(record.config, record.axes) | contents(record)
 
 
 def _stored(name: str, url: str) -> optuna.Study | None:

@@ -16,6 +16,7 @@ from sweeps.closing import Closing
 from sweeps.config import is_shared, study_name
 from sweeps.display import Display
 from sweeps.exchange import Exchange, SharedFolder, exchange_for
+from sweeps.fingerprint import contents
 from sweeps.members import members
 from sweeps.preflight import (
     check_places,
@@ -35,7 +36,6 @@ from sweeps.study_folder import (
     LOG,
     check_fits,
     check_joins,
-    contents,
     earlier_record,
     locked,
     resume_command,
@@ -109,7 +109,7 @@ def _search(name: str, job: Job, ready: Ready, folder: Path, display: Display, a
         earlier, told = warm_start(job, record, folder.parent)
         record.notes += told
         steps = steps_for(job.config.trainer, ready.data.batches)
-        study = Study(name, job.config, job.axes, contents(record.model, record.data), steps, earlier)
+        study = Study(name, job.config, job.axes, contents(record), steps, earlier)
         undo.callback(study.forget)
         undo.callback(study.crew.leave)
         record.n_trials = max(record.n_trials, len(study.ended))  # what has ended stays part of the study

@@ -21,7 +21,7 @@ from reports.reproduce import RESUMED, flat
 from reports.wording import typed
 from sweeps.client import WorkerDied
 from sweeps.environment import environment
-from sweeps.fingerprint import fingerprint, identity
+from sweeps.fingerprint import contents, fingerprint, identity, starts
 from sweeps.protocol import Ready
 from sweeps.public import public
 from sweeps.space import Job
@@ -109,17 +109,11 @@ def write_log(folder: Path, death: WorkerDied) -> str:
     return f"{death} Its last output: {folder / LOG}"
 
 
-def contents(model: dict[str, Any], data: dict[str, Any]) -> dict[str, str]:
-    """What must be the same for two runs to belong to one study, beside their configuration; from ModelInfo and
-    DataInfo."""
-    return {"contents of the model": model["fingerprint"], "contents of the data": data["fingerprint"]}
-
-
 def check_fits(study: Study, record: StudyRecord, folder: Path) -> None:
     """Raises UserError if `folder` holds another study than the storage does."""
     there = earlier_record(folder)
     if study.is_new and there is not None:
-        known, ours = (identity(r.config, r.axes) | contents(r.model, r.data) for r in (there, record))
+        known, ours = (identity(r.config, r.axes) | contents(r) for r in (there, record))
         check_same(record.study, known, ours)
     check_folder(record, study.ended, folder)
 
@@ -210,6 +204,7 @@ def study_record(name: str, folder: Path, job: Job, ready: Ready, notes: list[st
         config=config.for_record(),
         model=asdict(ready.model),
         data=asdict(ready.data),
+        starts=starts(config, job.axes),
         environment=made_with,
         notes=[*ready.notes, *notes, *history],
     )

@@ -14,10 +14,9 @@ from reports.study import Study, load, setting
 from reports.wording import plural
 from sweeps.axes import storable
 from sweeps.conditions import present
-from sweeps.fingerprint import RUN_CONTROL, differences, flat, under
+from sweeps.fingerprint import RUN_CONTROL, contents, differences, flat, under
 from sweeps.preflight import trial_config
 from sweeps.space import Job
-from sweeps.study_folder import contents
 
 IRRELEVANT = ("seed", *RUN_CONTROL)  # they change a loss by chance alone, or not at all
 
@@ -42,11 +41,11 @@ def warm_start(job: Job, record: StudyRecord, output_dir: Path) -> tuple[list[Fr
 def _check_same_contents(record: StudyRecord, study: Study) -> None:
     if study.name == record.study:
         raise UserError(f"search.warm_start: {study.name} is this study itself. Name an earlier one.")
-    ours, theirs = (contents(each.model, each.data) for each in (record, study.record))
-    if differs := [what for what in ours if ours[what] != theirs[what]]:
+    ours, theirs = (contents(each) for each in (record, study.record))
+    if differs := [what for what in ours if ours[what] != theirs.get(what, ours[what])]:
         raise UserError(
             f"search.warm_start: {study.name} has other {' and other '.join(differs)}, so its losses are others.\n"
-            "Leave it out, or give the model and the data it was made with."
+            "Leave it out, or give what it was made with."
         )
 
 

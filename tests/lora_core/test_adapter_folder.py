@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from lora_core.adapter_folder import check_base, read, save_adapter
+from lora_core.adapter_folder import check_base, digest, read, save_adapter
 from lora_core.errors import UserError
 
 TENSORS = {
@@ -28,6 +28,19 @@ def test_a_changed_file_is_refused(tmp_path: Path) -> None:
         read(str(tmp_path))
     (tmp_path / "adapter_config.json").write_text(json.dumps({"model": "m"}))
     assert read(str(tmp_path))  # as mlx_lm writes it, without a sha256
+
+
+def test_the_digest_is_of_weights_and_settings(tmp_path: Path) -> None:
+    """Wherever they lie: what multiplies B·A is among the settings."""
+
+    def saved(name: str, b: float, scale: float) -> str:
+        tensors = TENSORS | {"layers.0.q.lora_b": np.array([[1.0], [b]], np.float32)}
+        save_adapter(tmp_path / name, tensors, {"lora_parameters": {"scale": scale}})
+        return digest(str(tmp_path / name))
+
+    one = saved("one", 3.0, 2.0)
+    assert one == saved("same", 3.0, 2.0) == digest(str(tmp_path / "one" / "adapters.safetensors"))
+    assert len({one, saved("weights", 4.0, 2.0), saved("scale", 3.0, 4.0)}) == 3
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])

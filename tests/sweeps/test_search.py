@@ -1,6 +1,7 @@
 """A search from its command to its report, and what becomes of it when something dies."""
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -350,14 +351,20 @@ def test_a_diverging_trial_does_not_stop_the_search(place: Place) -> None:
     assert any("exhausted: all of its 2 settings" in note for note in place.record().notes)
 
 
-def test_from_an_adapter(undisturbed: Place, place: Place) -> None:
-    """Everything starts from it but the base model, which has no adapter."""
-    adapter = undisturbed.folder() / "default" / "adapters"
-    settings = ["lora_parameters.rank=8", "num_layers=4", f"resume_adapter_file={adapter}", "n_trials=1"]
+def test_from_an_adapter(undisturbed: Place, place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    """Everything starts from it but the base model, which has no adapter. Another one in its place is another study."""
+    adapter, start = undisturbed.folder() / "default" / "adapters", place.root / "start"
+    shutil.copytree(adapter, start)
+    settings = ["lora_parameters.rank=8", "num_layers=4", f"resume_adapter_file={start}", "n_trials=1"]
     assert quick(place, *settings) == 0
     assert place.trial("base").value == undisturbed.trial("base").value
     first = load_metrics(place.folder() / "default")[0]["val_loss"]
     assert first == pytest.approx(undisturbed.trial("default").value, rel=1e-5)
+
+    shutil.copytree(str(place.trial("trial-0000").adapter), start, dirs_exist_ok=True)
+    assert quick(place, *settings, "n_trials=2") == 2
+    refused = capsys.readouterr().err
+    assert f"exists with other settings: contents of {start}: " in refused and len(refused.splitlines()) <= 3
 
 
 def test_no_trial_completes(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
