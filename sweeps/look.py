@@ -8,14 +8,14 @@ import sqlalchemy
 from optuna.trial import FrozenTrial
 
 from lora_core.errors import UserError
-from lora_core.records import StudyRecord, load_trials
+from lora_core.records import StudyRecord
 from sweeps.config import SweepConfig
 from sweeps.connect import first_line, sqlite_file
 from sweeps.fingerprint import contents, identity
 from sweeps.public import public
 from sweeps.storage import open_storage
 from sweeps.study import check_same
-from sweeps.study_folder import check_folder, check_writable, earlier_record
+from sweeps.study_folder import check_folder, check_writable, earlier_record, ended_on_disk
 
 
 def check_stores(config: SweepConfig) -> None:
@@ -36,7 +36,7 @@ def ended_trials(record: StudyRecord, folder: Path, storage: str) -> int:
     elif there is not None:
         check_same(record.study, _identity(there), ours)
     check_folder(record, _finished(stored), folder)
-    return sum(trial.role == "trial" and trial.state != "running" for trial in load_trials(folder))
+    return ended_on_disk(folder)
 
 
 def _identity(record: StudyRecord) -> dict[str, Any]:

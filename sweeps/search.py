@@ -37,6 +37,7 @@ from sweeps.study_folder import (
     check_fits,
     check_joins,
     earlier_record,
+    ended_on_disk,
     locked,
     resume_command,
     set_terms,
@@ -112,7 +113,8 @@ def _search(name: str, job: Job, ready: Ready, folder: Path, display: Display, a
         study = Study(name, job.config, job.axes, contents(record), steps, earlier)
         undo.callback(study.forget)
         undo.callback(study.crew.leave)
-        record.n_trials = max(record.n_trials, len(study.ended))  # what has ended stays part of the study
+        # What has ended stays part of the study, also where the storage was lost.
+        record.n_trials = max(record.n_trials, len(study.ended), ended_on_disk(folder))
         check = check_fits if not assists and study.take_lead() else check_joins
         exchange = exchange_for(study, job.config, record, folder, display.say)
         check(study, record, folder)

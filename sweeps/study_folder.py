@@ -14,7 +14,7 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from lora_core.errors import UserError
-from lora_core.records import StudyRecord, TrialRecord, load_study, load_trial, now, save_study
+from lora_core.records import StudyRecord, TrialRecord, load_study, load_trial, load_trials, now, save_study
 from lora_core.trial import TrialSpec
 from reports.constraints import ALIASES
 from reports.reproduce import RESUMED, flat
@@ -87,6 +87,11 @@ def _hold(handle: int, folder: Path, how: int) -> None:
 
 def earlier_record(folder: Path) -> StudyRecord | None:
     return load_study(folder) if (folder / "study.json").exists() else None
+
+
+def ended_on_disk(folder: Path) -> int:
+    """How many trials of the search in `folder` have ended."""
+    return sum(trial.role == "trial" and trial.state != "running" for trial in load_trials(folder))
 
 
 def has_completed(folder: Path) -> bool:

@@ -249,11 +249,15 @@ def test_without_the_default_row_there_is_no_going_on(
     assert mlflow_runs(place)["study"].info.status == "KILLED"
 
 
-def test_trials_that_ended_but_were_not_told_are_told_from_disk(undisturbed: Place) -> None:
+def test_trials_that_ended_but_were_not_told_are_told_from_disk(
+    undisturbed: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
     before, curve = undisturbed.results(), undisturbed.folder() / "trial-0003" / "metrics.jsonl"
     written = curve.stat().st_mtime_ns
     # The storage is gone altogether, so that nothing at all was told.
     (undisturbed.root / "optuna.db").unlink()
+    assert quick(undisturbed, "trainer.slots=1", "n_trials=3") == 0
+    assert "8 of 8 trials ended" in capsys.readouterr().out  # those on disk are still part of the study
     assert quick(undisturbed, "trainer.slots=1") == 0
     assert undisturbed.results() == before
     assert curve.stat().st_mtime_ns == written
