@@ -53,10 +53,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def study_folder(output_dir: Path, name: str) -> Path:
-    """The folder of study `name`, or of a single run, train/NAME. Raises UserError, with near matches, if there is
-    none."""
-    folder = output_dir / name
-    if (folder / "study.json").is_file():
+    """The folder of study `name`, or of a single run, train/NAME; its path is as good a name. Raises UserError, with
+    near matches, if there is none."""
+    if folder := find_study(output_dir, name):
         return folder
     kind = "training" if name.startswith("train/") else "study"
     found = [path.parent for at in ("*", "train/*") for path in sorted(output_dir.glob(f"{at}/study.json"))]
@@ -65,6 +64,11 @@ def study_folder(output_dir: Path, name: str) -> Path:
         raise UserError(f"No {kind} {name!r}: {none_in(output_dir)}")
     there = near(name, known) or f" There: {', '.join(known[:5])}{', …' if len(known) > 5 else ''}."
     raise UserError(f"No {kind} {name!r} in {output_dir}.{there}")
+
+
+def find_study(output_dir: Path, name: str) -> Path | None:
+    """The same folder, or None if there is none."""
+    return next((folder for folder in (output_dir / name, Path(name)) if (folder / "study.json").is_file()), None)
 
 
 def none_in(output_dir: Path) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from lora_core.adapter_folder import CONFIG
 from lora_core.errors import UserError, near
 from lora_core.records import TrialRecord, adapter_damage
-from reports.command import study_folder
+from reports.command import find_study, study_folder
 from reports.study import Study
 from sweeps.standing import standing
 from sweeps.study import trial_name
@@ -27,8 +27,8 @@ def pick(output_dir: Path, text: str) -> Picked:
 
 def study_and_trial(output_dir: Path, text: str) -> tuple[Study, str | None]:
     """The study meant by STUDY or STUDY/TRIAL, and what its trial is called there."""
-    name, _, trial = text.rpartition("/")
-    if name not in ("", "train") and not (output_dir / text / "study.json").is_file():
+    name, _, trial = text.rstrip("/").rpartition("/")
+    if name not in ("", "train") and not find_study(output_dir, text):
         return standing(study_folder(output_dir, name)), trial
     return standing(study_folder(output_dir, text)), None
 

@@ -12,6 +12,13 @@ def test_a_report_is_made_and_named(make_study, tmp_path, capsys):
     assert capsys.readouterr().out == f"Report: {folder}/report/report.html\n"
 
 
+def test_a_study_by_its_path(make_study, tmp_path, capsys, monkeypatch):
+    make_study("one")
+    monkeypatch.chdir(tmp_path)
+    assert main(["outputs/one/", "--format", "json"]) == 0
+    assert capsys.readouterr().out == "Report: outputs/one/report/report.json\n"
+
+
 def test_several_studies_are_compared(make_study, tmp_path, capsys):
     make_study("one"), make_study("two")
     names = ["one", "two", "--output-dir", str(tmp_path / "outputs")]

@@ -45,6 +45,13 @@ def test_to_peft_and_back(place: Place, tmp_path: Path, capsys: pytest.CaptureFi
     assert back.config["lora_parameters"]["scale"] == 5.0
 
 
+@pytest.mark.parametrize("name", ["outputs/train/one/", "outputs/train/one/one", "outputs/train/one/adapters"])
+def test_by_its_path(name: str, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place.root)
+    assert main(["export", name, "--format", "peft", "--out", str(tmp_path / "made")]) == 0
+    assert (tmp_path / "made" / "adapter_config.json").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
