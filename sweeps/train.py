@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lora_core.config import TrainConfig
 from lora_core.errors import UserError
-from lora_core.records import StudyRecord, TrialRecord, from_dict, load_trial, now, save_study
+from lora_core.records import ADAPTER, StudyRecord, TrialRecord, from_dict, load_trial, now, save_study
 from lora_core.trial import TrialSpec
 from sweeps import interrupts
 from sweeps.client import Worker, WorkerDied
@@ -48,7 +48,7 @@ def _run(config: SweepConfig, written: set[str], argv: list[str], quiet: bool, f
     name = study_name(config, "train")
     folder = (folder or Path(config.output_dir) / "train" / name).absolute()
     check_places(config, folder)
-    _check_new(folder)
+    _check_new(folder, config.adapter_path)
     display = Display(1, quiet=quiet)
     try:
         with Worker(Setup(config.to_dict(), 1), display.progress) as worker:
@@ -62,10 +62,13 @@ def _run(config: SweepConfig, written: set[str], argv: list[str], quiet: bool, f
         return 1
 
 
-def _check_new(folder: Path) -> None:
-    """A run that was interrupted may be run again; one that ended is not written over."""
-    if (folder / "trial.json").exists() and load_trial(folder).state != "running":
+def _check_new(folder: Path, adapter_path: str | None) -> None:
+    """A run that was interrupted may be run again; one that ended is not written over, nor another's adapter."""
+    begun = (folder / "trial.json").exists()
+    if begun and load_trial(folder).state != "running":
         raise UserError(f"{folder} holds a run already. Give another study= name.")
+    if adapter_path is not None and not begun and (Path(adapter_path) / ADAPTER).exists():
+        raise UserError(f"adapter_path={adapter_path} holds an adapter already. Give another folder, or remove it.")
 
 
 def _opened(

@@ -4,14 +4,16 @@ import json
 import os
 import re
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lora_core.records import load_metrics
+from lora_core.records import TrialRecord, load_metrics, save_trial
 from sweeps.cli import main
 from sweeps.client import Worker
 from sweeps.display import Display
+from sweeps.train import _check_new
 from tests.sweeps.helpers import Place, quick
 
 
@@ -46,6 +48,16 @@ def test_what_a_run_leaves(place: Place) -> None:
 def test_a_name_is_used_once(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", *place.arguments("study=first")]) == 2
     assert "holds a run already" in capsys.readouterr().err
+
+
+def test_an_adapter_is_not_written_over(place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    adapter = place.folder("train/first") / "adapters"
+    assert main(["train", *place.arguments("study=other", f"adapter_path={adapter}")]) == 2
+    assert f"adapter_path={adapter} holds an adapter already" in capsys.readouterr().err
+    assert not place.folder("train/other").exists()
+    # But by the run that had just saved it when it was interrupted.
+    save_trial(tmp_path, TrialRecord("other", "train", "running"))
+    _check_new(tmp_path, str(adapter))
 
 
 def test_from_an_adapter(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
