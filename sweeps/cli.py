@@ -71,12 +71,15 @@ def _train(argv: list[str]) -> int:
 
     from sweeps.compose import Composer, parse
     from sweeps.config import resolve
+    from sweeps.fits import check_has_adapters
     from sweeps.space import written_keys
 
     config = resolve(Composer(flags.overrides, flags.config_dir).compose())
+    written = written_keys(parse(flags.overrides))
+    check_has_adapters(written, [config])
     from sweeps import train
 
-    return train.run(config, written_keys(parse(flags.overrides)), argv, flags.quiet)
+    return train.run(config, written, argv, flags.quiet)
 
 
 def _search(argv: list[str]) -> int:

@@ -8,6 +8,7 @@ from lora_core.config import TrainConfig
 from lora_core.errors import UserError
 from sweeps.axes import Axis, hydra_text
 from sweeps.conditions import Conditions, present
+from sweeps.fingerprint import under
 from sweeps.keys import near_key
 
 # Samplers that learn from ended trials, so that not too many trials should run at once.
@@ -23,6 +24,8 @@ LENGTH = ("trainer.iters", "trainer.epochs", "trainer.batch_size", "trainer.grad
 OF_ADAPTERS = ("train_type", "num_layers", "lora_parameters", *(
     f"lora_parameters.{name}" for name in ("rank", "scale", "scale_ratio", "scaling", "keys")
 ))  # fmt: skip
+
+OF_ADAPTERS_ALONE = ("lora_parameters", "optimizer.lora_plus_ratio")
 
 
 def check_methods(sampler: str, pruner: str, axes: list[Axis], objectives: int = 1) -> None:
@@ -105,6 +108,13 @@ def check_fitted(written: set[str], configs: Iterable[TrainConfig]) -> None:
         raise UserError(
             "resume_strict=false fits an adapter to this run: give that too, resume_adapter_file=PATH, or leave it out."
         )
+
+
+def check_has_adapters(written: set[str], configs: Iterable[TrainConfig]) -> None:
+    """Raises UserError where a `written` setting is one of adapters, and none of `configs` has any."""
+    about = sorted(key for key in written if under(key, OF_ADAPTERS_ALONE))
+    if about and all(config.train_type == "full" for config in configs):
+        raise UserError(f"{about[0]}: train_type=full has no adapters, so it would change nothing. Leave it out.")
 
 
 def no_pruner(pruner: str, key: str) -> str:

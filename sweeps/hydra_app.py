@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from lora_core.errors import UserError
 from sweeps.compose import CONF, Composer, own_errors, parse, with_local_data
 from sweeps.config import SweepConfig, resolve
+from sweeps.fits import check_has_adapters
 from sweeps.space import split, texts_of, written_keys
 
 
@@ -83,8 +84,8 @@ def _check_jobs(overrides: list[str], config_dir: str | None) -> None:
             raise UserError(f"{sweep.input_line}: -m runs every value of a list. A range is for lora-sweep search.")
     with own_errors():
         values = [[f"{s.get_key_element()}={v}" for v in s.sweep_string_iterator()] for s in sweeps]
-    for job in product(*values):
-        resolve(Composer([*texts_of(plain), *job], config_dir).compose())
+    configs = [resolve(Composer([*texts_of(plain), *job], config_dir).compose()) for job in product(*values)]
+    check_has_adapters(written_keys([*plain, *sweeps]), configs)
 
 
 def _train(cfg: DictConfig, quiet: bool) -> int:

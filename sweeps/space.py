@@ -16,12 +16,14 @@ from sweeps.compose import Composer, parse
 from sweeps.conditions import Conditions, conditions_of, made_to_exist, present, settled
 from sweeps.config import KEYS, SweepConfig, resolve
 from sweeps.explain import explain
-from sweeps.fingerprint import flat
+from sweeps.fingerprint import flat, under
 from sweeps.fits import (
     LENGTH,
+    OF_ADAPTERS_ALONE,
     check_conditions,
     check_enqueued,
     check_fitted,
+    check_has_adapters,
     check_methods,
     check_resumed,
     check_warm_start,
@@ -95,6 +97,11 @@ def make_job(overrides: list[str], config_dir: str | None = None, quiet: bool = 
     job.config.search.when, job.axes = _settled(job, plain)
     if job.config.resume is not None:
         raise UserError(f"resume={job.config.resume}: one trial goes on by itself, lora-sweep train resume=…")
+    if job.config.adapter_path is not None:
+        raise UserError(
+            f"adapter_path={job.config.adapter_path}: each trial of a search has a folder of its own, in output_dir. "
+            "Leave it out."
+        )
     if not job.axes:
         raise UserError("There is nothing to search: give an axis, such as lora_parameters.rank=4,8,16")
     job.config = job.config_for({})
@@ -168,7 +175,7 @@ def _axes(composer: Composer, sweeps: list[Override], written: set[str]) -> list
 
 def _without_adapters(axes: Iterable[Axis]) -> list[Axis]:
     """Packaged axes over settings of adapters are taken out; a written one is refused."""
-    about = [axis for axis in axes if axis.key.startswith("lora_parameters") or axis.key == "optimizer.lora_plus_ratio"]
+    about = [axis for axis in axes if under(axis.key, OF_ADAPTERS_ALONE)]
     for axis in about:
         if axis.written:
             raise UserError(f"Axis {axis}: train_type=full has no adapters, so nothing would differ. Leave it out.")
@@ -204,6 +211,7 @@ def _check_axes(job: Job) -> None:
             values = {axis.key: axis.corners()[corner] for axis in job.axes}
             job.config_for(present(values, job.conditions))
     check_fitted(job.written, configs)
+    check_has_adapters(job.written, configs)
 
 
 @contextmanager

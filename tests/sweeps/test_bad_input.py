@@ -62,6 +62,10 @@ def refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., N
         ("train fuse=1", ["fuse is 1: expected true or false"]),
         ("train resume_strict=false", ["resume_adapter_file=PATH"]),
         (f"{SEARCH} resume_strict=false", ["resume_adapter_file=PATH"]),
+        ("train train_type=full lora_parameters.rank=16", ["lora_parameters.rank: train_type=full has no adapters"]),
+        ("train -m train_type=full lora_parameters=default,rslora", ["lora_parameters: train_type=full has no"]),
+        ("search train_type=full optimizer.lora_plus_ratio=4", ["optimizer.lora_plus_ratio: train_type=full has no"]),
+        (f"{SEARCH} adapter_path=out", ["adapter_path=out: each trial of a search has a folder of its own"]),
         # A folder that not even root can write to.
         (f"{SEARCH} output_dir=/dev/null/out", ["output_dir", "/dev/null"]),
         (f"train {TINY} output_dir=/dev/null/out", ["output_dir", "/dev/null"]),

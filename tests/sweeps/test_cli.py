@@ -143,6 +143,11 @@ def test_multirun_keeps_hydras_folders(calls: list[tuple[Any, ...]], folder: Pat
     assert [path.name for path in folder.iterdir()] == ["multirun"]
 
 
+def test_multirun_with_settings_that_some_jobs_have_a_use_for(calls: list[tuple[Any, ...]]) -> None:
+    assert main(["train", "-m", "train_type=lora,full", "lora_parameters.rank=4"]) == 0
+    assert [call[0].train_type for call in calls] == ["lora", "full"]
+
+
 def test_multirun_with_an_adapter_path(calls: list[tuple[Any, ...]]) -> None:
     assert main(["train", "-m", "lora_parameters.rank=4,8", "adapter_path=out"]) == 0
     assert [call[0].adapter_path for call in calls] == ["out/0", "out/1"]

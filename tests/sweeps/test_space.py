@@ -256,6 +256,7 @@ def test_full_takes_packaged_axes_over_adapters_out() -> None:
     keys = [axis.key for axis in make_job(["train_type=full"]).axes]
     assert keys == ["optimizer.learning_rate", "num_layers"]
     assert RANK in [axis.key for axis in make_job(["train_type=lora,full"]).axes]
+    assert make_job(["train_type=lora,full", f"{RANK}=16"]).config.lora_parameters.rank == 16
 
 
 def test_an_adapter_to_start_from_leaves_axes_that_it_need_not_fit() -> None:
