@@ -61,7 +61,11 @@ def sigmoid(x: Any) -> Any:
     return Term(f"(1.0f / (1.0f + expf(-{x.c})))") if isinstance(x, Term) else mx.sigmoid(x)
 
 
-def where(mask: Any, value: Any, otherwise: float) -> Any:
+def root(x: Any) -> Any:
+    return Term(f"sqrtf({x.c})") if isinstance(x, Term) else mx.sqrt(x)
+
+
+def where(mask: Any, value: Any, otherwise: Any) -> Any:
     """`value` where the mask is one, not zero."""
     if isinstance(mask, Term):
         return Term(f"select({mask.c}, {_c(value)}, {_c(otherwise)})")
@@ -72,7 +76,8 @@ def fused(formula: Formula, arrays: Sequence[mx.array | None], dtypes: Sequence[
     """The results of a formula (a module's function, not one made anew each time), as arrays of these dtypes.
 
     arrays: what the formula is of; the first is [K, …, D], as the results are, the others that, or [K, 1, D],
-    [K, 1, 1] or [1, 1, D]. None is handed to the formula as it is.
+    [K, 1, 1] or [1, 1, D]; or the first is [L, K, …, D], and others are [K, 1, …, 1]. None is handed to the formula
+    as it is.
     """
     given = [array for array in arrays if array is not None]
     shape = given[0].shape
@@ -90,14 +95,16 @@ def fused(formula: Formula, arrays: Sequence[mx.array | None], dtypes: Sequence[
 
 @cache
 def _sizes(shape: tuple[int, ...]) -> mx.array:
-    """How many numbers there are in [K, …, D], in a slot, in a row."""
-    return mx.array([math.prod(shape), math.prod(shape[1:]), shape[-1]], dtype=mx.uint32)
+    """How many numbers there are in [K, …, D], in a slot, in a row, and in what a slot has of [L, K, …, D]."""
+    return mx.array([math.prod(shape), math.prod(shape[1:]), shape[-1], math.prod(shape[2:])], dtype=mx.uint32)
 
 
 def _place(shape: tuple[int, ...], whole: tuple[int, ...]) -> str:
     """C for where, in an array of a shape, the number lies that goes with number i of the whole."""
     if shape == whole:
         return ""
+    if len(shape) < len(whole):
+        return "i % sizes[1] / sizes[3]"
     row = "i / sizes[1]" if shape[0] > 1 else "0"
     return row if shape[-1] == 1 else f"{row} * sizes[2] + i % sizes[2]"
 

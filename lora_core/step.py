@@ -17,9 +17,11 @@ import numpy as np
 from lora_core import backend
 from lora_core.adapters import Site, activated
 from lora_core.dropout import Dropout
+from lora_core.fused import fused, root, where
 from lora_core.head import Losses
 from lora_core.layers import Active, ExpertLora, Weights, gain_of
 from lora_core.remade import noting, users_of_swiglu
+from lora_core.replayed import Replayed
 from lora_core.schedule import BETAS
 from lora_core.slot import Slot
 from lora_core.split import Split, StandIn, Whole
@@ -58,6 +60,7 @@ class Computation:
         self.split = split
         self.splits = not isinstance(split, Whole)
         self.losses_with_gradient, self.losses = losses
+        self._replayed = Replayed(self._step)
         # A GPU makes again what is cheap; a CPU rather keeps it.
         self._remaking = nullcontext if backend.is_cpu() else partial(noting, users_of_swiglu(split.blocks))
 
@@ -85,6 +88,17 @@ class Computation:
         Returns the new state, the mean loss of each slot's tokens [K], and `alive` [K]: false from the first loss or
         gradient that is not finite, and such a slot keeps the adapters it had.
         """
+        arrays = state, slots, [vars(rows) for rows in batches]
+        if len(batches) > 1:  # which are waited for one by one
+            return self._step((groups, traits), *arrays)
+        return self._replayed((tuple(groups), traits), *arrays)
+
+    def _step(
+        self, made_for: tuple[Sequence[Group], Traits], state: list[State], slots: dict, batches: list[dict[str, Any]]
+    ) -> tuple[list[State], mx.array, mx.array]:
+        """The same with rows as dictionaries."""
+        groups, traits = made_for
+        parts = [Rows(**rows) for rows in batches]
 
         def objective(weights: list[Weights], rows: Rows, dropouts: list[Dropout] | None) -> tuple[mx.array, mx.array]:
             hidden = self.hidden(sites, traits, weights, lengths, dropouts, rows)
@@ -92,25 +106,25 @@ class Computation:
             mean = (losses.reshape(rows.targets.shape) * (rows.weights / tokens)).sum(axis=1)
             return mean.sum(), mean
 
-        tokens = counted(batches)
+        tokens = counted(parts)
         stacks = [self._ready(adapter, s, traits) for (adapter, *_), s in zip(state, slots["multiplier"], strict=True)]
         sites, ready = _sites(groups), _by_site(stacks)
         lengths = _lengths(sites, ready)
         mean, gradients = mx.array(0.0), list[Weights]()
-        for part, rows in enumerate(batches):
+        for part, rows in enumerate(parts):
             dropouts = None
             if traits.dropping:
                 dropouts = _dropouts(sites, traits, ready, slots["keep"], slots["keys"][part], rows)
             with nullcontext() if traits.checkpoint else self._remaking():
                 (_, share), by_site = mx.value_and_grad(objective)(ready, rows, dropouts)
             mean = mean + share
-            gradients = added(gradients, _by_group(by_site, groups, slots["multiplier"]))
-            if len(batches) > 1:
+            gradients = added(gradients, _by_group(by_site, groups))
+            if len(parts) > 1:
                 mx.eval(mean, gradients)  # the activations of one batch are gone before there are others
-        norm = mx.sqrt(squared_norm(groups, gradients, len(mean)))
+        norm = mx.sqrt(squared_norm(groups, gradients, slots["multiplier"], len(mean)))
         alive = slots["alive"] & mx.isfinite(mean) & mx.isfinite(norm)
         factor = mx.minimum(1.0, slots["clip"] / (norm + 1e-6))
-        return update(state, gradients, slots, factor, alive), mean, alive
+        return update(state, gradients, slots, factor, alive, slots["multiplier"]), mean, alive
 
     def _ready(self, adapter: Weights, multiplier: mx.array, traits: Traits) -> Weights:
         """A, s·B and DoRA's m for the layers. Scaling B rather than the product spares a pass over all rows."""
@@ -190,10 +204,11 @@ def counted(batches: Sequence[Rows]) -> mx.array:
 
 
 def added(before: list[Weights], new: list[Weights]) -> list[Weights]:
-    """The sum of gradients of several batches; there are none before the first."""
+    """The sum of gradients of several batches, in float32; there are none before the first."""
     if not before:
         return new
-    return [tuple(a + b for a, b in zip(*pair, strict=True)) for pair in zip(before, new, strict=True)]
+    pairs = (zip(*weights, strict=True) for weights in zip(before, new, strict=True))
+    return [tuple(a.astype(mx.float32) + b for a, b in weights) for weights in pairs]
 
 
 def _sites(groups: Sequence[Group]) -> list[Site]:
@@ -232,18 +247,16 @@ def _layers(stack: mx.array) -> list[mx.array]:
     return [part.squeeze(0) for part in mx.split(stack, len(stack))]
 
 
-def _by_group(gradients: list[Weights], groups: Sequence[Group], multiplier: list[mx.array]) -> list[Weights]:
-    """Gradients to A, B and m, stacked and in float32, from those to A, s·B and m by site."""
-    remaining, stacks = iter(gradients), []
-    for group, s in zip(groups, multiplier, strict=True):
-        a, b, *others = map(mx.stack, zip(*[next(remaining) for _ in group], strict=True))
-        stacks.append((a.astype(mx.float32), b.astype(mx.float32) * s, *others))
-    return stacks
+def _by_group(gradients: list[Weights], groups: Sequence[Group]) -> list[Weights]:
+    """Gradients to A, s·B and m, stacked, from those by site."""
+    remaining = iter(gradients)
+    return [tuple(map(mx.stack, zip(*[next(remaining) for _ in group], strict=True))) for group in groups]
 
 
-def squared_norm(groups: Sequence[Group], gradients: list[Weights], slots: int) -> mx.array:
-    """Sum of squares of each slot's gradients, float32 [K]; layer by layer from the top, whatever the groups are."""
-    sums = [_squares_by_rank(*weights) for weights in gradients]
+def squared_norm(groups: Sequence[Group], gradients: list[Weights], multiplier: list[mx.array], slots: int) -> mx.array:
+    """Sum of squares of each slot's gradients to A, B and m, float32 [K], from those to A, s·B and m; layer by layer
+    from the top, whatever the groups are."""
+    sums = [_squares_by_rank(s, *weights) for s, weights in zip(multiplier, gradients, strict=True)]
     # Slots that do not adapt a layer come last, and get zeros: adding them moves no bit.
     every = mx.concatenate([mx.pad(s, [(0, 0), (0, slots - s.shape[1]), (0, 0)]) for s in sums])
     numbers = [-site.index for group in groups for site in group]
@@ -257,9 +270,9 @@ def squared_norm(groups: Sequence[Group], gradients: list[Weights], slots: int) 
     return total
 
 
-def _squares_by_rank(a: mx.array, b: mx.array, magnitude: mx.array | None = None) -> mx.array:
+def _squares_by_rank(s: mx.array, a: mx.array, b: mx.array, magnitude: mx.array | None = None) -> mx.array:
     """[L, K, r]: the sum of squares of a group's gradients; what has no rank counts in the first place."""
-    sums = _squares(a, -2) + _squares(b, -1)
+    sums = _squares(a, -2) + mx.square(s.reshape(-1, 1)) * _squares(b, -1)
     if magnitude is None:
         return sums
     first = mx.square(magnitude).sum(axis=-1, keepdims=True)
@@ -268,12 +281,16 @@ def _squares_by_rank(a: mx.array, b: mx.array, magnitude: mx.array | None = None
 
 def _squares(gradient: mx.array, axis: int) -> mx.array:
     """[L, K, …] → [L, K, r]: the sum of squares along `axis`, and over the experts where there are any."""
-    sums = mx.square(gradient).sum(axis=axis)
+    sums = mx.square(gradient.astype(mx.float32)).sum(axis=axis)
     return sums if sums.ndim == 3 else sums.sum(axis=2)
 
 
-def update(state: list[State], gradients: list[Weights], slots: dict, factor: mx.array, alive: mx.array) -> list[State]:
-    """AdamW, every quantity by slot; slots not alive stay as they are."""
+def update(
+    state: list[State], gradients: list[Weights], slots: dict, factor: mx.array, alive: mx.array,
+    multiplier: list[mx.array] | None = None,
+) -> list[State]:  # fmt: skip
+    """AdamW, every quantity by slot; slots not alive stay as they are. With `multiplier` gradients are those to A, s·B
+    and m."""
     rate, *corrections = slots["moving"]
     rates = rate, rate * slots["ratio"], rate  # of A, of B (Hayou et al. 2024, LoRA+) and of DoRA's lengths
 
@@ -282,27 +299,36 @@ def update(state: list[State], gradients: list[Weights], slots: dict, factor: mx
         by_slot = factor, rates[side], *corrections, slots["decay"], alive
         return [values[:members].reshape(members, *[1] * dimensions) for values in by_slot]
 
-    def one(side: int, g: mx.array, *state: mx.array) -> tuple[mx.array, ...]:
-        return adamw(g, *state, *settings(side, g.shape[1], g.ndim - 2))
+    def one(number: int, side: int, g: mx.array, *state: mx.array) -> tuple[mx.array, ...]:
+        scale, *others = settings(side, g.shape[1], g.ndim - 2)
+        if side == 1 and multiplier:
+            scale = scale * multiplier[number]
+        return adamw(*state, g, scale, *others)
 
     new: list[State] = []
-    for stacks, weights in zip(state, gradients, strict=True):
+    for number, (stacks, weights) in enumerate(zip(state, gradients, strict=True)):
         # One group after the other, so that what is made on the way to one is gone before the next.
         ready = mx.depends(list(weights), [array for part in new[-1] for array in part]) if new else weights
-        changed = [one(side, *arrays) for side, arrays in enumerate(zip(ready, *stacks, strict=True))]
+        changed = [one(number, side, *arrays) for side, arrays in enumerate(zip(ready, *stacks, strict=True))]
         new.append(tuple(zip(*changed, strict=True)))
     return new
 
 
-@partial(mx.compile, shapeless=True)
-def adamw(
-    g: mx.array, p: mx.array, m: mx.array, v: mx.array,
-    factor: mx.array, rate: mx.array, first: mx.array, second: mx.array, decay: mx.array, alive: mx.array,
-) -> tuple[mx.array, mx.array, mx.array]:  # fmt: skip
-    """AdamW (Loshchilov & Hutter 2019, algorithm 2) in few kernels: gradient, parameters and moments [L, m, …]; by
-    slot the factor of clipping, learning rate, 1/(1-βᵗ) of both moments, weight decay, and whether to change."""
+def adamw(*arrays: mx.array) -> tuple[mx.array, ...]:
+    """AdamW (Loshchilov & Hutter 2019, algorithm 2): of parameters, moments and gradient [L, m, …], and by slot,
+    [m, 1, …], the factor of the gradient, learning rate, 1/(1-βᵗ) of both moments, weight decay, and whether to change.
+    """
+    return tuple(fused(_adamw, arrays, [mx.float32] * 3)) if backend.is_cuda() else _compiled_adamw(*arrays)
+
+
+def _adamw(
+    p: Any, m: Any, v: Any, g: Any, factor: Any, rate: Any, first: Any, second: Any, decay: Any, alive: Any
+) -> tuple[Any, Any, Any]:
     g = g * factor
-    m_new = BETAS[0] * m + (1 - BETAS[0]) * g
-    v_new = BETAS[1] * v + (1 - BETAS[1]) * g * g
-    p_new = p * (1 - rate * decay) - rate * (m_new * first) / (mx.sqrt(v_new * second) + EPSILON)
-    return mx.where(alive, p_new, p), mx.where(alive, m_new, m), mx.where(alive, v_new, v)
+    m_new = m * BETAS[0] + g * (1 - BETAS[0])
+    v_new = v * BETAS[1] + g * (1 - BETAS[1]) * g
+    p_new = p * (1 - rate * decay) - rate * (m_new * first) / (root(v_new * second) + EPSILON)
+    return where(alive, p_new, p), where(alive, m_new, m), where(alive, v_new, v)
+
+
+_compiled_adamw = mx.compile(_adamw, shapeless=True)

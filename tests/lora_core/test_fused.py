@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from lora_core import fused, layers, remade
+from lora_core import fused, layers, remade, step
 from lora_core.fused import Term
 
 SHAPE = (2, 3, 4)
@@ -20,12 +20,16 @@ FORMULAS = [
     (layers._scaled_sum, 2, ["gain", None, None, None]),
     (layers._scaled_sum, 2, ["gain", "bias", "mask", "keep"]),
     (layers._scaled_gradients, 3, ["gain", "bias", "mask", "keep"]),
+    (step._adamw, 2, ["squares", "bias", "slots", "slots", "slots", "slots", "slots", "alive"]),
 ]
 OTHERS = {
     "mask": mx.array(np.arange(24).reshape(SHAPE) % 3 > 0),
     "keep": mx.array([0.5, 0.8]).reshape(2, 1, 1),
     "gain": mx.arange(8.0).reshape(2, 1, 4) / 5 + 0.5,
     "bias": mx.arange(4.0).reshape(1, 1, 4),
+    "squares": mx.arange(24.0).reshape(SHAPE),
+    "slots": mx.array([0.3, 1.0, 1.5]).reshape(3, 1),
+    "alive": mx.array([True, False, True]).reshape(3, 1),
 }
 
 
@@ -36,7 +40,11 @@ def arguments(rows: int, others: list[str | None]) -> list[mx.array | None]:
 
 def computed(term: Term, names: dict[str, Any]) -> float:
     """What the C expression gives: here it is Python too, but for how C writes float numbers."""
-    known = {"expf": math.exp, "select": lambda mask, value, otherwise: value if mask else otherwise}
+    known = {
+        "expf": math.exp,
+        "sqrtf": math.sqrt,
+        "select": lambda mask, value, otherwise: value if mask else otherwise,
+    }
     return eval(re.sub(r"(\d)f\b", r"\1", term.c), known, names)
 
 
@@ -58,7 +66,7 @@ def test_infix_keeps_sides_apart():
         assert computed(term, {"x": 2.0, "y": 4.0}) == expected
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 4), (2, 1, 4), (2, 1, 1), (1, 1, 4)])
+@pytest.mark.parametrize("shape", [(2, 3, 4), (2, 1, 4), (2, 1, 1), (1, 1, 4), (3, 1)])
 def test_where_a_smaller_array_has_its_numbers(shape):
     small, whole = np.arange(math.prod(shape)), (2, 3, 4)
     expected = np.broadcast_to(small.reshape(shape), whole).ravel()

@@ -17,6 +17,7 @@ class Named:
 
 
 SITES = [Named(0), Named(1), Named(2)]
+MULTIPLIERS = [2.0, 0.5]  # by slot
 
 
 def gradients(slots: list[int]) -> list[tuple[mx.array, mx.array]]:
@@ -32,13 +33,18 @@ def grouped(pairs, groups):
 
 
 def norm(pairs, groups, slots):
-    return squared_norm([tuple(SITES[i] for i in group) for group in groups], grouped(pairs, groups), slots)
+    multiplier = [mx.array(MULTIPLIERS[: len(pairs[i][0])]).reshape(-1, 1, 1) for i, *_ in groups]
+    return squared_norm([tuple(SITES[i] for i in group) for group in groups], grouped(pairs, groups), multiplier, slots)
+
+
+def by_slot(*values):
+    return mx.array(values).reshape(-1, 1, 1)
 
 
 def test_it_is_that_of_all_a_slots_gradients_where_some_slots_lack_layers():
     pairs = gradients([1, 2, 2])
     for slot, found in enumerate(norm(pairs, [[0], [1, 2]], 2).tolist()):
-        own = [part[slot] for pair in pairs for part in pair if slot < len(part)]
+        own = [part[slot] for a, b in pairs for part in (a, b * by_slot(*MULTIPLIERS[: len(b)])) if slot < len(part)]
         flat = np.concatenate([np.array(part).ravel() for part in own])
         assert found == pytest.approx(float((flat**2).sum()), rel=1e-5)
 
@@ -55,12 +61,9 @@ def test_one_step_of_adamw_by_slot():
     g, p, m, v = (mx.random.normal((1, 2, 3, 4), key=mx.random.key(i)) for i in range(4))
     v = mx.square(v)
 
-    def by_slot(*values):
-        return mx.array(values).reshape(2, 1, 1)
-
     factor, rate, first, second, decay = [0.5, 1.0], [0.1, 0.2], [2.0, 3.0], [4.0, 5.0], [0.0, 0.3]
     settings = [by_slot(*values) for values in (factor, rate, first, second, decay)]
-    new_p, new_m, new_v = (np.array(x) for x in adamw(g, p, m, v, *settings, by_slot(True, False)))
+    new_p, new_m, new_v = (np.array(x) for x in adamw(p, m, v, g, *settings, by_slot(True, False)))
     scaled = 0.5 * np.array(g[0, 0])
     moment, square = 0.9 * np.array(m[0, 0]) + 0.1 * scaled, 0.999 * np.array(v[0, 0]) + 0.001 * scaled**2
     expected = np.array(p[0, 0]) - 0.1 * 2 * moment / (np.sqrt(4 * square) + 1e-8)
