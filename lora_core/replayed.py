@@ -12,7 +12,7 @@ import mlx.core as mx
 
 from lora_core import backend
 
-AT_ONCE = 16  # steps before it pays: most trials that a probe, or the end of a search, puts together take fewer
+PLAIN_CALLS = 16  # first: what a probe, or the end of a search, puts together is mostly not called so often
 KEPT = 8  # functions kept compiled, the latest used
 
 
@@ -35,6 +35,6 @@ class Replayed:
         def run(*arrays: Any) -> Any:
             nonlocal calls
             calls += 1
-            return (compiled if calls > AT_ONCE and backend.is_cuda() else plain)(*arrays)
+            return (compiled if calls > PLAIN_CALLS and backend.is_cuda() else plain)(*arrays)
 
         return run

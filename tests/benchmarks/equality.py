@@ -57,7 +57,7 @@ def _rms(values: np.ndarray) -> float:
 
 
 def main() -> None:
-    options: argparse.Namespace = options_of(["--mixed", "--steps", "20", *sys.argv[1:]])
+    options: argparse.Namespace = options_of(["--mixed", "--steps", "40", *sys.argv[1:]])
     backend.configure(0.75)  # as a worker does
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(options, Path(folder))

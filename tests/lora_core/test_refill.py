@@ -70,7 +70,7 @@ def test_it_begins_anew(alone, make_spec, monkeypatch, left_over):
     assert same_result(alone, following) == (left_over == "nothing")
 
 
-COMPILED = {"adamw", "_mask.<locals>.kept"}  # what MLX traces of a step; the rest is run under `mx.grad`, as it is
+COMPILED = {"_adamw", "_mask.<locals>.kept"}  # what MLX traces of a step; the rest is run under `mx.grad`, as it is
 
 
 @pytest.fixture

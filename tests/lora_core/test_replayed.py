@@ -6,7 +6,7 @@ import mlx.core as mx
 import pytest
 
 from lora_core import backend
-from lora_core.replayed import AT_ONCE, KEPT, Replayed
+from lora_core.replayed import PLAIN_CALLS, KEPT, Replayed
 
 
 @pytest.fixture
@@ -34,13 +34,13 @@ def run(function: Replayed, name: str, times: int, width: int = 2) -> None:
 
 def test_what_is_called_often_is_built_no_more(built):
     function = replayed(built)
-    run(function, "pack", AT_ONCE + 10)
-    assert built == ["pack"] * (AT_ONCE + 1)
+    run(function, "pack", PLAIN_CALLS + 10)
+    assert built == ["pack"] * (PLAIN_CALLS + 1)
 
 
 def test_other_shapes_are_built_for_themselves(built):
     function = replayed(built)
-    run(function, "pack", AT_ONCE)
+    run(function, "pack", PLAIN_CALLS)
     built.clear()
     for _ in range(3):
         run(function, "pack", 2)
@@ -50,7 +50,7 @@ def test_other_shapes_are_built_for_themselves(built):
 
 def test_each_pack_counts_for_itself(built):
     function = replayed(built)
-    run(function, "pack", AT_ONCE + 1)
+    run(function, "pack", PLAIN_CALLS + 1)
     built.clear()
     run(function, "other", 2)
     run(function, "pack", 2)
@@ -59,7 +59,7 @@ def test_each_pack_counts_for_itself(built):
 
 def test_the_latest_are_kept(built):
     function = replayed(built)
-    run(function, "pack", AT_ONCE + 1)
+    run(function, "pack", PLAIN_CALLS + 1)
     for number in range(KEPT - 1):
         run(function, f"other {number}", 1)
     built.clear()
@@ -74,5 +74,5 @@ def test_the_latest_are_kept(built):
 
 def test_elsewhere_every_step_is_built(built, monkeypatch):
     monkeypatch.setattr(backend, "is_cuda", lambda: False)
-    run(replayed(built), "pack", AT_ONCE + 10)
-    assert len(built) == AT_ONCE + 10
+    run(replayed(built), "pack", PLAIN_CALLS + 10)
+    assert len(built) == PLAIN_CALLS + 10
