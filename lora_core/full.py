@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
+from lora_core.adamw import update
 from lora_core.adapter_files import load_tensors
 from lora_core.adapter_folder import Stored
 from lora_core.frozen import thawed
@@ -20,7 +21,7 @@ from lora_core.pack import settings_of
 from lora_core.slot import Slot
 from lora_core.split import Split
 from lora_core.stacks import State
-from lora_core.step import Computation, Rows, Traits, added, counted, update
+from lora_core.step import Computation, Rows, Traits, added, counted
 
 
 @dataclass(frozen=True)

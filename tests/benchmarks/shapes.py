@@ -26,6 +26,7 @@ def build(name: str, folder: Path, tokenizer: Path) -> Path:
         "vocab_size": vocabulary if name == "135m" else 128256, "tie_word_embeddings": tied,
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
+    mx.random.seed(0)
     model = Model(ModelArgs.from_dict(config))
     weights = {name: 0.02 * mx.random.normal(w.shape) if w.ndim == 2 else w for name, w in
                tree_flatten(model.parameters())}  # fmt: skip

@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from lora_core import fused, layers, remade, step
+from lora_core import adamw, fused, layers, remade
 from lora_core.fused import Term
 
 SHAPE = (2, 3, 4)
@@ -20,7 +20,7 @@ FORMULAS = [
     (layers._scaled_sum, 2, ["gain", None, None, None]),
     (layers._scaled_sum, 2, ["gain", "bias", "mask", "keep"]),
     (layers._scaled_gradients, 3, ["gain", "bias", "mask", "keep"]),
-    (step._adamw, 2, ["squares", "bias", "slots", "slots", "slots", "slots", "slots", "alive"]),
+    (adamw._adamw, 2, ["squares", "bias", "slots", "slots", "slots", "slots", "slots", "alive"]),
 ]
 OTHERS = {
     "mask": mx.array(np.arange(24).reshape(SHAPE) % 3 > 0),

@@ -6,7 +6,7 @@ import mlx.core as mx
 import pytest
 
 from lora_core import backend
-from lora_core.replayed import PLAIN_CALLS, KEPT, Replayed
+from lora_core.replayed import KEPT, PLAIN_CALLS, Replayed
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from lora_core.step import adamw, squared_norm
+from lora_core.adamw import adamw, squared_norm
 
 
 @dataclass(frozen=True, eq=False)
