@@ -31,14 +31,14 @@ EQUAL, DIFFERENT, UNKNOWN = "equal", "DIFFERENT", "–"
 
 
 def kill_worker(search: Disturbed) -> None:
-    _signal(search.worker(), signal.SIGKILL)
+    os.kill(_training(search), signal.SIGKILL)
 
 
 def freeze(search: Disturbed) -> None:
-    processes = [search.process.pid, search.worker()]
+    processes = [search.process.pid, _training(search)]
     for number, seconds in ((signal.SIGSTOP, FROZEN), (signal.SIGCONT, 0)):
         for process in processes:
-            _signal(process, number)
+            os.kill(process, number)
         time.sleep(seconds)
 
 
@@ -60,9 +60,11 @@ WAYS = {
 }
 
 
-def _signal(process: int | None, number: signal.Signals) -> None:
-    assert process is not None, "there is no training process"
-    os.kill(process, number)
+def _training(search: Disturbed) -> int:
+    """The training process; a search that has just begun again starts one."""
+    while (process := search.worker()) is None:
+        assert search.wait(0.1), f"there is no training process: {search.over()}"
+    return process
 
 
 def interrupt(search: Disturbed, chance: random.Random) -> None:
