@@ -5,6 +5,7 @@ import errno
 import os
 import re
 import shutil
+import socket
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -40,15 +41,20 @@ def told(error: BaseException) -> str:
 
 def scratch(parent: Path, name: str) -> TemporaryDirectory[str]:
     """A folder in `parent` that goes with this process: if it is killed, by `remove_orphans`."""
-    return TemporaryDirectory(dir=parent, prefix=f"{name}{os.getpid()}-", ignore_cleanup_errors=True)
+    return TemporaryDirectory(dir=parent, prefix=f"{_ours(name)}{os.getpid()}-", ignore_cleanup_errors=True)
 
 
 def remove_orphans(parent: Path, name: str) -> None:
-    """Removes what `scratch` has made in `parent` by that name for processes that are gone."""
+    """Removes what `scratch` has made in `parent` by that name for processes of this machine that are gone."""
     for folder in parent.glob(f"{name}*"):
-        match = re.match(rf"{re.escape(name)}(\d+)-", folder.name)
+        match = re.match(rf"{re.escape(_ours(name))}(\d+)-", folder.name)
         if match and not _runs(int(match[1])):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _ours(name: str) -> str:
+    """On a network drive there may be folders of other machines, whose processes cannot be looked at from here."""
+    return f"{name}{socket.gethostname()}-"
 
 
 def _runs(process: int) -> bool:

@@ -2,6 +2,9 @@
 
 import errno
 import shutil
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -33,3 +36,16 @@ def test_what_says_that_a_disk_is_full() -> None:
         assert disk.is_full(Exception(f"Error while serializing: I/O error: {reason}"))
     assert not disk.is_full(OSError(errno.EACCES, "Permission denied"))
     assert not disk.is_full(RuntimeError("something else"))
+
+
+def test_what_another_machine_has_on_a_network_drive_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its processes have numbers of their own."""
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    monkeypatch.setattr(disk.os, "getpid", lambda: int(gone.stdout))
+    folder = disk.scratch(tmp_path, "there-")
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(socket, "gethostname", lambda: "another")
+        disk.remove_orphans(tmp_path, "there-")
+        assert Path(folder.name).exists()
+    disk.remove_orphans(tmp_path, "there-")
+    assert not Path(folder.name).exists()
