@@ -125,8 +125,11 @@ def digest(path: str) -> str:
     """16 hex digits that change with the weights or the settings of the adapter at `path`. Raises UserError if there
     is none."""
     file = _file(Path(path), path)
-    parts = [each.read_bytes() for each in (file, file.parent / CONFIG) if each.exists()]
-    return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
+    found = hashlib.sha256()
+    for each in filter(Path.exists, (file, file.parent / CONFIG)):
+        with each.open("rb") as content:  # of a whole model it may be as large as memory
+            hashlib.file_digest(content, lambda: found)
+    return found.hexdigest()[:16]
 
 
 def _metadata(file: Path) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """What is read is what was saved, or it is refused."""
 
 import json
+import tracemalloc
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -41,6 +42,16 @@ def test_the_digest_is_of_weights_and_settings(tmp_path: Path) -> None:
     one = saved("one", 3.0, 2.0)
     assert one == saved("same", 3.0, 2.0) == digest(str(tmp_path / "one" / "adapters.safetensors"))
     assert len({one, saved("weights", 4.0, 2.0), saved("scale", 3.0, 4.0)}) == 3
+
+
+def test_the_digest_of_a_large_file_takes_no_memory(tmp_path: Path) -> None:
+    with (tmp_path / "adapters.safetensors").open("wb") as file:
+        file.truncate(50_000_000)
+    tracemalloc.start()
+    digest(str(tmp_path))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 5_000_000
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
