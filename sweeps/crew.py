@@ -75,6 +75,7 @@ class Crew:
         self._known: dict[str, tuple[str, int | None]] = {}  # process → where it runs, and its number; None: it left
         self._missed: Counter[str] = Counter()
         self._left = threading.Event()
+        self._looking = threading.Lock()
         self._enter()
         self._look()
         self._thread = threading.Thread(target=self._stay, name="signs of life", daemon=True)
@@ -92,8 +93,9 @@ class Crew:
         """Whether this process leads the study: it does from now on if nobody else does."""
         with self.alone():
             if not self.at_work(self.study.user_attrs.get(LEAD)):
-                self.study.set_user_attr(LEAD, self.me)
-                self.leads = True
+                with self._looking:  # one that has begun knows nothing of it
+                    self.study.set_user_attr(LEAD, self.me)
+                    self.leads = True
         return self.leads
 
     @property
@@ -150,16 +152,17 @@ class Crew:
         self.study.set_user_attr(ENTRY + self.me, (f"{socket.gethostname()}, process {os.getpid()}", beat))
 
     def _look(self) -> None:
-        attributes = self.study.user_attrs
-        entries = _entries(attributes)
-        for process, entry in entries.items():
-            self._missed[process] = self._missed[process] + 1 if self._known.get(process) == entry else 0
-        self._known = entries
-        new = [each for key, each in _requests(attributes).items() if self._asked_before.get(key) != each]
-        self.asked = tuple(StopRequest(**each) for each in new)
-        lead = attributes.get(LEAD, "")
-        self.leads = self.leads and lead == self.me  # it may have been taken for gone
-        self.leaderless = lead != self.me and not self._is_there(lead)
+        with self._looking:
+            attributes = self.study.user_attrs
+            entries = _entries(attributes)
+            for process, entry in entries.items():
+                self._missed[process] = self._missed[process] + 1 if self._known.get(process) == entry else 0
+            self._known = entries
+            new = [each for key, each in _requests(attributes).items() if self._asked_before.get(key) != each]
+            self.asked = tuple(StopRequest(**each) for each in new)
+            lead = attributes.get(LEAD, "")
+            self.leads = self.leads and lead == self.me  # it may have been taken for gone
+            self.leaderless = lead != self.me and not self._is_there(lead)
 
     def _is_there(self, process: str) -> bool:
         _, beat = self._known.get(process, ("", None))
