@@ -11,7 +11,10 @@ def drop_adapters(folder: Path, keep: int) -> list[str]:
     """Removes the adapters of all trials that have ended but the best `keep`, the winner, and the default settings.
     Returns the names of those that had one."""
     study = load(folder)
-    kept = {trial.name for trial in (*study.eligible[:keep], study.winner, study.default) if trial is not None}
+    # Of a smaller total, one of which may win again once those that are better by one seed have had the others.
+    finalists = [] if study.confirmed else [trial for trial in study.eligible if study.repeats(trial)]
+    best = (*study.eligible[:keep], *finalists, study.winner, study.default)
+    kept = {trial.name for trial in best if trial is not None}
     dropped = [each for each in study.trials if each.adapter and each.state != "running" and each.name not in kept]
     for trial in dropped:
         assert trial.adapter is not None

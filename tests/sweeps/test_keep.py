@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from lora_core.records import StudyRecord, TrialRecord, save_study, save_trial
 from sweeps.connect import open_client
+from sweeps.keep import drop_adapters
 from tests.sweeps.helpers import Place, quick
 from tests.sweeps.test_search import mlflow_runs
 
@@ -56,3 +58,26 @@ def test_the_winner_is_kept_whatever_its_place(place: Place) -> None:
     assert winner is not None
     assert kept(place) == best(place, 1) | {winner.name, "default"}
     assert (place.folder() / "best" / "model.safetensors").exists()
+
+
+def test_a_winner_is_kept_until_better_ones_have_had_its_seeds(tmp_path: Path) -> None:
+    """As where a study that is complete gets more trials."""
+
+    def ended(number: int, value: float, repeat: int = 0) -> None:
+        name = f"confirm-{number:04d}-{repeat}" if repeat else f"trial-{number:04d}"
+        trial = TrialRecord(name, "confirm" if repeat else "trial", "complete", number, repeat)
+        trial.metrics = {"best_val_loss": value}
+        if not repeat:
+            trial.adapter = str(tmp_path / name / "adapters")
+        (tmp_path / name / "adapters").mkdir(parents=True, exist_ok=True)
+        save_trial(tmp_path / name, trial)
+
+    save_study(tmp_path, StudyRecord("s", config={"search": {"confirm": {"k": 1, "repeats": 1}}}))
+    ended(0, 0.3)
+    ended(0, 0.1, repeat=1)
+    ended(1, 0.2)
+    assert drop_adapters(tmp_path, 1) == []
+    ended(1, 0.9, repeat=1)
+    assert drop_adapters(tmp_path, 1) == [], "it wins again"
+    ended(1, 0.1, repeat=1)
+    assert drop_adapters(tmp_path, 1) == ["trial-0000"]
