@@ -26,7 +26,7 @@ from lora_core.records import (
 )
 from sweeps import aside, exchange
 from sweeps.connect import FAILURES
-from sweeps.exchange import Exchange
+from sweeps.exchange import Exchange, SharedFolder
 from sweeps.store import Store
 from sweeps.trouble import Trouble
 from tests.sweeps.helpers import empty_store
@@ -105,6 +105,17 @@ def test_what_a_killed_process_has_left(machine: Callable[[str], Exchange], monk
         joins = SimpleNamespace(crew=SimpleNamespace(leads=False))
         here.open(joins, StudyRecord("s"))  # type: ignore[arg-type]
         assert {path.name for path in here.folder.iterdir()} == {NAME, Path(used).name}
+
+
+def test_what_has_not_ended_yet_in_a_shared_folder(tmp_path: Path) -> None:
+    """The drive may show for a while what was there before the trial has ended."""
+    shared = SharedFolder(tmp_path)
+    assert not shared.fetch(NAME)
+    trained(tmp_path, "running")
+    assert not shared.fetch(NAME)
+    shutil.rmtree(tmp_path / NAME)
+    trained(tmp_path)
+    assert shared.fetch(NAME)
 
 
 def test_a_trial_gets_to_another_machine(machine: Callable[[str], Exchange]) -> None:
