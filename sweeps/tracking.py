@@ -84,8 +84,11 @@ class Tracker:
         self.study, self.folder = study, folder
         self._history = History(self.store, study)
         self._earlier = {record.name for record in self._records()}
-        store = self.store
-        link = study_link(base_of(store.uri), store.experiment_id, study.study)
+        store, base = self.store, base_of(self.store.uri)
+        if study.kind == "train" and (run_id := study.tracking.get("run_id")):
+            link = run_link(base, store.experiment_id, run_id)
+        else:
+            link = study_link(base, store.experiment_id, study.study)
         where = {"uri": public(store.uri), "experiment": store.experiment}
         study.tracking = {**study.tracking, **where, "experiment_id": store.experiment_id, "link": link}
 

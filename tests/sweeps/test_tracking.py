@@ -454,6 +454,8 @@ def test_a_single_run_has_no_study_above_it(sweep: Sweep, tmp_path: Path) -> Non
     assert "mlflow.parentRunId" not in run.data.tags
     assert run.info.status == "FINISHED" and run.outputs and run.outputs.model_outputs
     save_study(single.folder, single.record)
+    single.open()
+    assert f"/runs/{run.info.run_id}?" in single.tracker.link, "nothing new was told"
 
 
 def test_a_single_run_that_was_killed_does_not_stay_running(sweep: Sweep, tmp_path: Path) -> None:
