@@ -64,10 +64,11 @@ def _run(config: SweepConfig, written: set[str], argv: list[str], quiet: bool, f
 
 def _check_new(folder: Path, adapter_path: str | None) -> None:
     """A run that was interrupted may be run again; one that ended is not written over, nor another's adapter."""
-    begun = (folder / "trial.json").exists()
-    if begun and load_trial(folder).state != "running":
+    begun = load_trial(folder) if (folder / "trial.json").exists() else None
+    if begun is not None and begun.state != "running":
         raise UserError(f"{folder} holds a run already. Give another study= name.")
-    if adapter_path is not None and not begun and (Path(adapter_path) / ADAPTER).exists():
+    is_own = begun is not None and begun.config["adapter_path"] == adapter_path
+    if adapter_path is not None and not is_own and (Path(adapter_path) / ADAPTER).exists():
         raise UserError(f"adapter_path={adapter_path} holds an adapter already. Give another folder, or remove it.")
 
 

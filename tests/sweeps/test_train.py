@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from lora_core.errors import UserError
 from lora_core.records import TrialRecord, load_metrics, save_trial
 from sweeps.cli import main
 from sweeps.client import Worker
@@ -56,8 +57,11 @@ def test_an_adapter_is_not_written_over(place: Place, tmp_path: Path, capsys: py
     assert f"adapter_path={adapter} holds an adapter already" in capsys.readouterr().err
     assert not place.folder("train/other").exists()
     # But by the run that had just saved it when it was interrupted.
-    save_trial(tmp_path, TrialRecord("other", "train", "running"))
+    save_trial(tmp_path, TrialRecord("other", "train", "running", config={"adapter_path": str(adapter)}))
     _check_new(tmp_path, str(adapter))
+    save_trial(tmp_path, TrialRecord("other", "train", "running", config={"adapter_path": None}))
+    with pytest.raises(UserError, match="holds an adapter already"):
+        _check_new(tmp_path, str(adapter))
 
 
 def test_from_an_adapter(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,9 +137,13 @@ def test_the_training_process_dies(
         real(self, *given)
         workers.append(self)
 
+    def crashed(_: Display, name: str, row: dict[str, float]) -> None:
+        if row["step"] == 0:  # once: a second time would end it before it has said where it was
+            os.kill(workers[0].process.pid, signal.SIGSEGV)
+
     with monkeypatch.context() as patch:
         patch.setattr(Worker, "__init__", kept)
-        patch.setattr(Display, "evaluated", lambda *_: os.kill(workers[0].process.pid, signal.SIGSEGV))
+        patch.setattr(Display, "evaluated", crashed)
         assert main(["train", *place.arguments("study=dead")]) == 1
     said = capfd.readouterr().err
     assert "SIGSEGV" in said and "worker.log" in said and len(said.splitlines()) <= 3
