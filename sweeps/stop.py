@@ -10,7 +10,7 @@ from lora_core.errors import UserError, near
 from lora_core.records import load_trial
 from reports.at_work import at_work
 from reports.command import study_folder
-from reports.wording import loss
+from reports.wording import loss, plural
 from sweeps.requests import ask_to_stop, forget_requests
 from sweeps.standing import Standing, has_ended, shares_folder, standing
 
@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
     folder = study_folder(Path(given.output_dir), given.study).absolute()
     found = standing(folder)
     if not found.at_work:
-        raise UserError(f"No process is at work on {given.study}: {len(found.ended)} trials have ended.")
+        raise UserError(f"No process is at work on {given.study}: {_ended(found)}.")
     has_stopped = None if given.trial is None else _running_trial(found, given.trial)
     ask_to_stop(folder, given.trial)
     done = _stopped_study(folder) if has_stopped is None else _stopped_trial(folder, given.trial, has_stopped)
@@ -81,7 +81,11 @@ def _stopped_study(folder: Path) -> str:
     forget_requests(folder)
     how = "has stopped" if found.record.state != "complete" else "was about to end anyway, and has"
     resume = "" if found.record.state == "complete" else f"\nTo go on: {found.record.resume_command}"
-    return f"{found.record.study} {how}: {len(found.ended)} of {found.record.n_trials} trials have ended.{resume}"
+    return f"{found.record.study} {how}: {_ended(found)}.{resume}"
+
+
+def _ended(found: Standing) -> str:
+    return f"{len(found.ended)} of {plural(found.record.n_trials, 'trial')} ended"
 
 
 def _stopped_trial(folder: Path, name: str, has_stopped: Look) -> str:

@@ -51,7 +51,7 @@ def test_a_trial_then_the_study(place: Place, search: subprocess.Popen, capsys: 
 
     assert stop(place, "s") == 0
     printed = capsys.readouterr().out
-    assert "s has stopped: 1 of 50 trials have ended" in printed and "study=s" in printed
+    assert "s has stopped: 1 of 50 trials ended" in printed and "study=s" in printed
     _, said = search.communicate(timeout=60)
     assert search.returncode == 130
     assert "Resume with" in said and "Traceback" not in said
@@ -73,6 +73,7 @@ def test_a_single_run(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     assert stop(place, "train/one") == 0
     process.communicate(timeout=60)
     assert process.returncode == 130
+    assert "0 of 1 trial ended" in capsys.readouterr().out
     assert place.record("train/one").state == "interrupted"
 
 
