@@ -36,7 +36,7 @@ def ended_trials(record: StudyRecord, folder: Path, storage: str) -> int:
     elif there is not None:
         check_same(record.study, _identity(there), ours)
     check_folder(record, _finished(stored), folder)
-    return ended_on_disk(folder)
+    return len(ended_on_disk(folder))
 
 
 def _identity(record: StudyRecord) -> dict[str, Any]:

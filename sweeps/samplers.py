@@ -3,8 +3,9 @@
 import itertools
 import math
 import warnings
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from decimal import Decimal
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,8 @@ class DistinctSampler(BaseSampler):
     So a resumed search goes on as an undisturbed one would. What was drawn before is drawn again, up to
     REDRAWS times; then the first setting not yet tried is taken from a finite space. `grid` does only that.
     The first trials have the values `enqueued` for them, by their numbers. Axes that do not exist, given the others,
-    are drawn too, and then left out. `earlier`: trials of other studies to learn from.
+    are drawn too, and then left out. `earlier`: trials of other studies to learn from. `ended`: settings of trials by
+    number that stay what they are: drawn once more, with others ended by now, they might be others.
     """
 
     def __init__(
@@ -43,7 +45,9 @@ class DistinctSampler(BaseSampler):
         enqueued: Sequence[dict[str, Any]] = (),
         conditions: Conditions | None = None,
         earlier: Sequence[FrozenTrial] = (),
+        ended: Mapping[int | None, dict[str, Any]] = MappingProxyType({}),
     ) -> None:
+        self.ended = ended
         self.earlier = earlier
         self.conditions = conditions or {}
         self.enqueued = enqueued
@@ -55,6 +59,8 @@ class DistinctSampler(BaseSampler):
         return self.distributions
 
     def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: Distributions) -> dict[str, Any]:
+        if trial.number in self.ended:
+            return self.ended[trial.number]
         others = [other for other in study.get_trials(deepcopy=False) if other.number != trial.number]
         tried = {_point(other.params) for other in others}
         first = self.enqueued[trial.number] if trial.number < len(self.enqueued) else {}

@@ -110,11 +110,12 @@ def _search(name: str, job: Job, ready: Ready, folder: Path, display: Display, a
         earlier, told = warm_start(job, record, folder.parent)
         record.notes += told
         steps = steps_for(job.config.trainer, ready.data.batches)
-        study = Study(name, job.config, job.axes, contents(record), steps, earlier)
+        there = ended_on_disk(folder)
+        study = Study(name, job.config, job.axes, contents(record), steps, earlier, there)
         undo.callback(study.forget)
         undo.callback(study.crew.leave)
         # What has ended stays part of the study, also where the storage was lost.
-        record.n_trials = max(record.n_trials, len(study.ended), ended_on_disk(folder))
+        record.n_trials = max(record.n_trials, len(study.ended), len(there))
         check = check_fits if not assists and study.take_lead() else check_joins
         exchange = exchange_for(study, job.config, record, folder, display.say)
         check(study, record, folder)

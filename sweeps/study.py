@@ -62,11 +62,12 @@ class Study:
     """A study in `config.storage`. Raises UserError where the storage cannot be used, or where a study of this
     name was made with settings that give other results. `contents`: what the model and the data hold, as short
     hashes by name; they are part of what must be the same. `steps`: of a trial that is not stopped early. `earlier`:
-    trials of other studies that the sampler learns from too."""
+    trials of other studies that the sampler learns from too. `there`: trials that have ended on disk; what the storage
+    has lost of them is told again."""
 
     def __init__(
         self, name: str, config: SweepConfig, axes: list[Axis], contents: dict[str, str], steps: int = 1,
-        earlier: Sequence[FrozenTrial] = (),
+        earlier: Sequence[FrozenTrial] = (), there: Sequence[TrialRecord] = (),
     ) -> None:  # fmt: skip
         self.steps = steps
         self.pruner = make_pruner(config.search.pruner, steps)
@@ -83,7 +84,8 @@ class Study:
             study_name=name, storage=storage, load_if_exists=True,
             directions=["minimize"] * len(self.objectives),
             sampler=DistinctSampler(
-                config.search.sampler, config.seed, self.distributions, _enqueued(config), self.conditions, earlier
+                config.search.sampler, config.seed, self.distributions, _enqueued(config), self.conditions, earlier,
+                {trial.number: _stored(trial.params) for trial in there},
             ),
             pruner=optuna.pruners.NopPruner(),  # `judge` has its own
         )  # fmt: skip
@@ -294,7 +296,11 @@ def trial_name(number: int) -> str:
 
 
 def _enqueued(config: SweepConfig) -> list[dict[str, Any]]:
-    return [{key: storable(value) for key, value in each.items()} for each in config.search.enqueue]
+    return [_stored(each) for each in config.search.enqueue]
+
+
+def _stored(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: storable(value) for key, value in values.items()}
 
 
 def check_same(name: str, known: dict[str, Any], ours: dict[str, Any]) -> None:

@@ -89,9 +89,9 @@ def earlier_record(folder: Path) -> StudyRecord | None:
     return load_study(folder) if (folder / "study.json").exists() else None
 
 
-def ended_on_disk(folder: Path) -> int:
-    """How many trials of the search in `folder` have ended."""
-    return sum(trial.role == "trial" and trial.state != "running" for trial in load_trials(folder))
+def ended_on_disk(folder: Path) -> list[TrialRecord]:
+    """The trials of the search in `folder` that have ended."""
+    return [trial for trial in load_trials(folder) if trial.role == "trial" and trial.state != "running"]
 
 
 def has_completed(folder: Path) -> bool:

@@ -48,6 +48,18 @@ def test_numbers_and_states(config: SweepConfig) -> None:
     assert study.ended[0].value == 1.5
 
 
+def test_what_the_storage_has_lost_keeps_its_settings(config: SweepConfig) -> None:
+    """Drawn once more, when others have ended that were still running then, they might be others."""
+    params = {RATE.key: 3e-4, KEYS.key: ["q", "v"]}
+    drawn, there = opened(config).ask(), TrialRecord("trial-0000", "trial", "pruned", 0, params=params)
+    assert drawn is not None and drawn.values != params
+    lost = replace(config, storage=config.storage.replace("optuna", "new"))
+    study = Study("s", lost, [RATE, KEYS], CONTENTS, there=[there])
+    first, second = study.ask(), study.ask()
+    assert first is not None and first.values == params
+    assert second is not None and second.values != params
+
+
 def test_constraints_are_told(config: SweepConfig) -> None:
     config.search.constraints = ["adapter_mb<=2", "peak_memory_gb<1"]
     study = opened(config)
