@@ -23,7 +23,8 @@ DEPTHS = 4  # numbers of blocks that are timed alone; what lies between is inter
 
 def probe(engine: Engine, samples: list[TrainConfig], most: int, choose: bool = True) -> Probe:
     """Times samples alone and in packs of 2, 4, … up to `most` slots, and chooses the fastest number that memory
-    allows; never one that is slower than one at a time. Without `choose`, `most` is what will be used."""
+    allows; never one that is slower than one at a time. Without `choose`, `most` is what will be used; where they do
+    not fit, that is an error."""
     alone, largest = Alone(engine, samples), Largest(engine, samples)
     measured, packs = [alone.measured(samples, largest.peak_gb(1))], {1: alone.timed[alone.depth(samples[0])]}
     best = measured[0]
@@ -34,7 +35,7 @@ def probe(engine: Engine, samples: list[TrainConfig], most: int, choose: bool = 
             peak_gb = largest.peak_gb(slots)
             packs[slots] = timed(engine, _first(samples, slots))
         except RuntimeError as error:
-            if not backend.is_out_of_memory(error):
+            if not choose or not backend.is_out_of_memory(error):
                 raise
             break
         gain = sum(alone.seconds(config) for config in _first(samples, slots)) / packs[slots].seconds

@@ -237,8 +237,14 @@ class Search:
 
     def _measured(self, worker: Worker, choose: bool) -> int:
         """The slots to go on with; notes how fast they are, and whether trials in them get what they get alone."""
-        with self.display.doing("Measuring how fast trials train at the same time"):
-            probe = measure(worker, self.job, choose, self._note)
+        try:
+            with self.display.doing("Measuring how fast trials train at the same time"):
+                probe = measure(worker, self.job, choose, self._note)
+        except OutOfMemory as death:
+            # The largest settings do not fit even alone. Others may, so the trials that have them are what fails.
+            self._note(f"{write_log(self.folder, death)} Slots 1.")
+            self._restart(worker, 1)
+            return 1
         for line in (slots_line(probe), *probe.notes):
             self._note(line)
         self.record.environment = {**self.record.environment, "depths_together": probe.joins}

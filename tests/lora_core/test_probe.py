@@ -72,7 +72,9 @@ def test_memory_bounds_the_slots(tmp_path, monkeypatch):
     assert probe(new_engine(8), samples(tmp_path, {}), 8).slots == 1
 
 
-def test_running_out_of_memory_ends_the_trying(tmp_path, monkeypatch):
+@pytest.fixture
+def room_for_two(monkeypatch):
+    """Packing is free, as long as memory allows it."""
     scripted(monkeypatch, lambda slots: 1.0)
     plain = probing.timed
 
@@ -82,7 +84,16 @@ def test_running_out_of_memory_ends_the_trying(tmp_path, monkeypatch):
         return plain(engine, configs, *given)
 
     monkeypatch.setattr(probing, "timed", short)
+
+
+def test_running_out_of_memory_ends_the_trying(tmp_path, room_for_two):
     assert probe(new_engine(8), samples(tmp_path, {}), 8).slots == 2
+
+
+def test_a_given_number_that_does_not_fit_is_an_error(tmp_path, room_for_two):
+    """So that half as many are tried, rather than one."""
+    with pytest.raises(RuntimeError, match="Unable to allocate"):
+        probe(new_engine(4), samples(tmp_path, {}), 4, choose=False)
 
 
 def test_another_error_is_not_taken_for_it(tmp_path, monkeypatch):

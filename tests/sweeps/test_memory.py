@@ -92,9 +92,12 @@ def test_another_death_is_first_tried_again_with_as_many(
     assert_whole(place, 4)
 
 
-def test_one_trial_that_does_not_fit_fails_alone(place: Place, short_of_memory: Callable[..., list[Any]]) -> None:
+@pytest.mark.parametrize("step", [6, 1])  # at the first one the measuring finds it, too
+def test_one_trial_that_does_not_fit_fails_alone(
+    step: int, place: Place, short_of_memory: Callable[..., list[Any]]
+) -> None:
     ranks = ["lora_parameters.rank=4,8,16", "optimizer.learning_rate=1e-2", "trainer.slots=2", "n_trials=8"]
-    short_of_memory("error", 2, 16)
+    short_of_memory("error", 2, 16, step)
     assert search(place, *ranks) == 0
     found = {trial.params["lora_parameters.rank"]: (trial.state, trial.reason) for trial in place.trials()}
     assert found == {4: ("complete", None), 8: ("complete", None), 16: ("failed", "out of memory")}
@@ -105,6 +108,16 @@ def test_one_trial_that_does_not_fit_fails_alone(place: Place, short_of_memory: 
     assert failed.user_attrs["reason"] == "out of memory" and "crashes" not in failed.user_attrs
     run = mlflow_runs(place)[f"trial-{failed.number:04d}"]
     assert (run.info.status, run.data.tags["sweep.reason"]) == ("FAILED", "out of memory")
+
+
+def test_a_given_number_that_does_not_fit_is_halved_in_the_measuring(
+    place: Place, short_of_memory: Callable[..., list[Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    workers = short_of_memory("error", 2, 10**9, 1)
+    assert search(place) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if "Slots" in line]
+    assert said[0].endswith("Slots at most 4 → 2.") and said[1].startswith("Slots 2 (1: ")
+    assert len(workers) == 2 and place.record().environment["slots"] == 2
 
 
 def test_nothing_fits(
