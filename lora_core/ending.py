@@ -16,6 +16,7 @@ from lora_core.slot import Slot
 from lora_core.trial import Ended
 
 ON_HOST = {mx.float32: np.float32, mx.float16: np.float16, mx.bfloat16: np.uint16}
+AT_ONCE = 1 << 30  # bytes that are brought over in one piece; MLX counts no further than to 2³¹
 
 
 def leaving(slot: Slot, kind: AdaptedLayers | OwnWeights, state: str, reason: str | None) -> Callable[[], Ended]:
@@ -31,7 +32,19 @@ def leaving(slot: Slot, kind: AdaptedLayers | OwnWeights, state: str, reason: st
 
 
 def _on_host(tensors: dict[str, mx.array]) -> dict[str, np.ndarray]:
-    """The same for `save_adapter`, brought over in one piece: each transfer from a GPU waits for it."""
+    """The same for `save_adapter`, brought over in few pieces: each transfer from a GPU waits for it."""
+    pieces: list[dict[str, mx.array]] = [{}]
+    for name, tensor in tensors.items():
+        if pieces[-1] and tensor.nbytes + sum(each.nbytes for each in pieces[-1].values()) > AT_ONCE:
+            pieces.append({})
+        pieces[-1][name] = tensor
+    return {name: array for piece in pieces for name, array in _in_one(piece).items()}
+
+
+def _in_one(tensors: dict[str, mx.array]) -> dict[str, np.ndarray]:
+    if len(tensors) == 1:
+        ((name, tensor),) = tensors.items()
+        return {name: np.array(tensor.view(mx.uint16) if tensor.dtype == mx.bfloat16 else tensor)}
     flat = np.array(mx.concatenate([tensor.reshape(-1).view(mx.uint8) for tensor in tensors.values()]))
     ends = np.cumsum([tensor.nbytes for tensor in tensors.values()])
     parts = dict(zip(tensors, np.split(flat, ends[:-1]), strict=True))
