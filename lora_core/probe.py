@@ -116,17 +116,28 @@ class Alone:
 
 
 class Largest:
-    """The samples that learn the most at the same time: those that are timed may all be small ones."""
+    """The samples that take the most memory at the same time: those that are timed may all be small ones."""
 
     def __init__(self, engine: Engine, samples: list[TrainConfig]) -> None:
         self.engine = engine
         self.trainable = [engine.learned(sample).parameters(sample) for sample in samples]
-        self.samples = [samples[place] for place in np.argsort(self.trainable, stable=True)[::-1]]
+        ordered = [samples[place] for place in np.argsort(self.trainable, stable=True)[::-1]]
+        first = {_kind(sample): sample for sample in reversed(ordered)}
+        peaks = {kind: self._stepped([sample]) if len(first) > 1 else 0.0 for kind, sample in first.items()}
+        self.samples = sorted(ordered, key=lambda sample: peaks[_kind(sample)], reverse=True)
 
     def peak_gb(self, slots: int) -> float:
         """Of so many, at a step on the longest batch, with the best adapter of each beside it."""
-        adapters = slots * max(self.trainable) * 4 / 1e9
-        return timed(self.engine, _first(self.samples, slots), 1, longest).peak_gb + adapters
+        return self._stepped(_first(self.samples, slots)) + slots * max(self.trainable) * 4 / 1e9
+
+    def _stepped(self, configs: list[TrainConfig]) -> float:
+        return timed(self.engine, configs, 1, longest).peak_gb
+
+
+def _kind(config: TrainConfig) -> tuple[Any, ...]:
+    """What decides a step's memory beside how much is learned."""
+    trainer = config.trainer
+    return config.train_type, config.num_layers, trainer.batch_size, trainer.grad_checkpoint
 
 
 def _prefix_seconds(engine: Engine, feed: Feed, bottom: int) -> float:

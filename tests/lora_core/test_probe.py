@@ -174,6 +174,21 @@ def test_memory_is_that_of_the_largest_settings(tmp_path):
     assert max(peaks(small)) < alone < both
 
 
+@pytest.mark.parametrize(
+    ("large", "small"),
+    [
+        ({"batch_size": 8}, {"batch_size": 1, "rank": 9}),
+        ({"num_layers": "all", "rank": 4}, {"num_layers": 1, "rank": 32}),
+    ],
+)
+def test_the_largest_are_not_always_those_that_learn_the_most(tmp_path, large, small):
+    def peak(*changes):
+        return probe(new_engine(), samples(tmp_path, *changes), 1).memory_gb
+
+    both, alone, other = peak(large, small), peak(large), peak(small)
+    assert both == pytest.approx(alone, rel=0.1) and both != pytest.approx(other, rel=0.1)
+
+
 @pytest.mark.parametrize("slots", [1, 4])
 def test_memory_is_foretold_within_a_quarter(tmp_path, slots):
     """Wide enough a model that its arrays, not single buffers, decide."""
