@@ -20,10 +20,7 @@ if TYPE_CHECKING:
     import mlx.core as mx
 
 CUDA_WHEELS = ("mlx-cuda-12", "mlx-cuda-13")
-
 CUDA_ENVIRONMENT = {
-    # What MLX compiles takes it 3 s a kernel. It keeps them, but where the next start of the machine clears them away.
-    "MLX_PTX_CACHE_DIR": str(Path.home() / ".cache" / "lora-sweep" / "kernels" / metadata.version("mlx")),
     # MLX hands work to the device in portions, many ahead, and memory is free only when a portion has been done.
     # Smaller ones than its own (1,000 MB on an H100) halve the peak of a step and cost it some per cent.
     "MLX_MAX_MB_PER_BUFFER": "128",

@@ -18,7 +18,9 @@ from lora_core.timing import STEPS, Timed, longest, timed
 
 # Twice the slots must be this many times faster: they take memory, and a search that learns starts trials sooner.
 GAIN = 1.2
-DEPTHS = 4  # numbers of blocks that are timed alone; what lies between is interpolated
+DEPTHS = 4  # numbers of blocks that are timed alone, of several kinds of trials fewer each; between, it is interpolated
+
+Kind = tuple[Any, ...]
 
 
 def probe(engine: Engine, samples: list[TrainConfig], most: int, choose: bool = True) -> Probe:
@@ -26,7 +28,7 @@ def probe(engine: Engine, samples: list[TrainConfig], most: int, choose: bool = 
     allows; never one that is slower than one at a time. Without `choose`, `most` is what will be used; where they do
     not fit, that is an error."""
     alone, largest = Alone(engine, samples), Largest(engine, samples)
-    measured, packs = [alone.measured(samples, largest.peak_gb(1))], {1: alone.timed[alone.depth(samples[0])]}
+    measured, packs = [alone.measured(samples, largest.peak_gb(1))], {1: alone.first}
     best = measured[0]
     for slots in _counts(most) if choose else [most][: most - 1]:
         if choose and not _fits(engine, samples[0], measured):
@@ -72,23 +74,31 @@ def _chosen(
 
 
 class Alone:
-    """Single trials, timed at a few depths."""
+    """Single trials, timed: of each kind a few depths. `first`: the first sample."""
 
     def __init__(self, engine: Engine, samples: list[TrainConfig]) -> None:
         self.engine = engine
+        alike: dict[Kind, list[TrainConfig]] = {}
+        for sample in samples:
+            alike.setdefault(_kind(sample), []).append(sample)
+        most = max(2, DEPTHS // len(alike))
+        self.timed = {kind: self._few_depths(those, most) for kind, those in alike.items()}
+        self.first = self.timed[_kind(samples[0])][self.depth(samples[0])]
+
+    def _few_depths(self, samples: list[TrainConfig], most: int) -> dict[int, Timed]:
         by_depth = {self.depth(sample): sample for sample in reversed(samples)}
         depths = sorted(by_depth)
-        places = np.linspace(0, len(depths) - 1, min(DEPTHS, len(depths))).round().astype(int)
+        places = np.linspace(0, len(depths) - 1, min(most, len(depths))).round().astype(int)
         kept = {self.depth(samples[0]), *(depths[place] for place in places)}
-        self.timed = {depth: timed(engine, [by_depth[depth]]) for depth in sorted(kept)}
+        return {depth: timed(self.engine, [by_depth[depth]]) for depth in sorted(kept)}
 
     def depth(self, config: TrainConfig) -> int:
         depth = self.engine.base.info.depth
         return depth - config.bottom(depth)
 
     def _at(self, config: TrainConfig, name: str) -> float:
-        values = [getattr(each, name) for each in self.timed.values()]
-        return float(np.interp(self.depth(config), list(self.timed), values))
+        by_depth = self.timed[_kind(config)]
+        return float(np.interp(self.depth(config), list(by_depth), [getattr(each, name) for each in by_depth.values()]))
 
     def seconds(self, config: TrainConfig) -> float:
         """Of one step."""
@@ -96,7 +106,7 @@ class Alone:
 
     def measured(self, samples: list[TrainConfig], peak_gb: float) -> Measured:
         seconds = statistics.mean(self.seconds(sample) for sample in samples)
-        tokens = statistics.mean(each.tokens for each in self.timed.values())
+        tokens = statistics.mean(self._at(sample, "tokens") for sample in samples)
         return Measured(1, tokens / seconds, peak_gb)
 
     def trial_seconds(self, config: TrainConfig) -> float:
@@ -122,9 +132,9 @@ class Largest:
         self.engine = engine
         self.trainable = [engine.learned(sample).parameters(sample) for sample in samples]
         ordered = [samples[place] for place in np.argsort(self.trainable, stable=True)[::-1]]
-        first = {_kind(sample): sample for sample in reversed(ordered)}
+        first = {(_kind(sample), sample.num_layers): sample for sample in reversed(ordered)}
         peaks = {kind: self._stepped([sample]) if len(first) > 1 else 0.0 for kind, sample in first.items()}
-        self.samples = sorted(ordered, key=lambda sample: peaks[_kind(sample)], reverse=True)
+        self.samples = sorted(ordered, key=lambda sample: peaks[_kind(sample), sample.num_layers], reverse=True)
 
     def peak_gb(self, slots: int) -> float:
         """Of so many, at a step on the longest batch, with the best adapter of each beside it."""
@@ -134,10 +144,10 @@ class Largest:
         return timed(self.engine, configs, 1, longest).peak_gb
 
 
-def _kind(config: TrainConfig) -> tuple[Any, ...]:
-    """What decides a step's memory beside how much is learned."""
+def _kind(config: TrainConfig) -> Kind:
+    """What decides a step's time and memory, beside its depth and how much is learned."""
     trainer = config.trainer
-    return config.train_type, config.num_layers, trainer.batch_size, trainer.grad_checkpoint
+    return config.train_type, trainer.batch_size, trainer.grad_accumulation, trainer.grad_checkpoint
 
 
 def _prefix_seconds(engine: Engine, feed: Feed, bottom: int) -> float:

@@ -16,19 +16,14 @@ PLAIN_CALLS = 16  # first: what a probe, or the end of a search, puts together i
 KEPT = 8  # functions kept compiled, the latest used
 
 
-class Replayed:
-    """`function` of something hashable and of dictionaries and lists of arrays, which alone differ between calls."""
+def replayed(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same `function`, of something hashable and of dictionaries and lists of arrays, which alone may differ from
+    call to call."""
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function = function
-        self._of = lru_cache(KEPT)(self._counted)
-
-    def __call__(self, fixed: Any, *arrays: Any) -> Any:
-        return self._of(fixed)(*arrays)
-
-    def _counted(self, fixed: Any) -> Callable[..., Any]:
+    @lru_cache(KEPT)
+    def of(fixed: Any) -> Callable[..., Any]:
         def plain(*arrays: Any) -> Any:
-            return self.function(fixed, *arrays)
+            return function(fixed, *arrays)
 
         calls, compiled = 0, mx.compile(plain)
 
@@ -38,3 +33,5 @@ class Replayed:
             return (compiled if calls > PLAIN_CALLS and backend.is_cuda() else plain)(*arrays)
 
         return run
+
+    return lambda fixed, *arrays: of(fixed)(*arrays)

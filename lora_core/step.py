@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
+from weakref import WeakMethod
 
 import mlx.core as mx
 
@@ -20,7 +21,7 @@ from lora_core.dropout import Dropout
 from lora_core.head import Losses
 from lora_core.layers import Active, ExpertLora, Weights, gain_of
 from lora_core.remade import noting, users_of_swiglu
-from lora_core.replayed import Replayed
+from lora_core.replayed import replayed
 from lora_core.slot import Slot
 from lora_core.split import Split, StandIn, Whole
 from lora_core.stacks import Group, State
@@ -55,7 +56,8 @@ class Computation:
         self.split = split
         self.splits = not isinstance(split, Whole)
         self.losses_with_gradient, self.losses = losses
-        self._replayed = Replayed(self._step)
+        step = WeakMethod(self._step)  # else the two would keep each other, and the model, until Python looks for such
+        self._replayed = replayed(lambda *given: cast(Any, step())(*given))
         # A GPU makes again what is cheap; a CPU rather keeps it.
         self._remaking = nullcontext if backend.is_cpu() else partial(noting, users_of_swiglu(split.blocks))
 

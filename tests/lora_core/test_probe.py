@@ -1,5 +1,6 @@
 """What the probe measures, chooses, foretells and leaves behind."""
 
+import gc
 from dataclasses import replace
 
 import mlx.core as mx
@@ -54,6 +55,21 @@ def test_a_gpu_is_tried_once_more(tmp_path, monkeypatch, tries, chosen):
     scripted(monkeypatch, {1: 1.0, 2: 2.0, 4: 2.0, 8: 4.0}.get)
     monkeypatch.setattr(probing, "_tries", lambda: tries)
     assert probe(new_engine(8), samples(tmp_path, {}), 8).slots == chosen
+
+
+def test_each_kind_of_trial_has_its_own_time(tmp_path, monkeypatch):
+    """Whatever the order in which they are drawn."""
+    plain = probing.timed
+
+    def timed(engine, configs, *given):
+        trainer = configs[0].trainer
+        return replace(plain(engine, configs, *given), seconds=trainer.batch_size * trainer.grad_accumulation)
+
+    monkeypatch.setattr(probing, "timed", timed)
+    changes = [{"batch_size": 1}, {"batch_size": 4}, {"batch_size": 2, "grad_accumulation": 3}]
+    drawn = samples(tmp_path, *changes)
+    alone, other = probing.Alone(new_engine(), drawn), probing.Alone(new_engine(), drawn[::-1])
+    assert [alone.seconds(sample) for sample in drawn] == [1, 4, 6] == [other.seconds(sample) for sample in drawn]
 
 
 def test_prefixes_are_there_before_anything_is_timed(tmp_path, monkeypatch):
@@ -167,6 +183,7 @@ def test_memory_is_that_of_the_largest_settings(tmp_path):
     small, large = [{"num_layers": 1, "rank": 2}] * 2, [{"num_layers": "all", "rank": 128}] * 2
 
     def peaks(changes):
+        gc.collect()  # what tests before have left would count
         return [m.peak_gb for m in probe(new_engine(2), samples(tmp_path, *changes), 2, choose=False).measured]
 
     alone, both = peaks(small + large)
@@ -183,6 +200,7 @@ def test_memory_is_that_of_the_largest_settings(tmp_path):
 )
 def test_the_largest_are_not_always_those_that_learn_the_most(tmp_path, large, small):
     def peak(*changes):
+        gc.collect()  # what tests before have left would count
         return probe(new_engine(), samples(tmp_path, *changes), 1).memory_gb
 
     both, alone, other = peak(large, small), peak(large), peak(small)

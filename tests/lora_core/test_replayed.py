@@ -1,12 +1,17 @@
 """Python builds a step of the same shapes once more, and then no more."""
 
-from collections.abc import Iterator
+import gc
+from collections.abc import Callable, Iterator
+from typing import Any
+from weakref import ref
 
 import mlx.core as mx
 import pytest
 
 from lora_core import backend
-from lora_core.replayed import KEPT, PLAIN_CALLS, Replayed
+from lora_core.replayed import KEPT, PLAIN_CALLS, replayed
+from tests.lora_core.helpers import new_engine
+from tests.lora_core.helpers import run as train
 
 
 @pytest.fixture
@@ -18,28 +23,28 @@ def built(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     mx.disable_compile()
 
 
-def replayed(built: list[str]) -> Replayed:
+def product_of(built: list[str]) -> Callable[..., Any]:
     def product(name: str, left: list[mx.array], rows: dict[str, mx.array]) -> tuple[list[mx.array], mx.array]:
         built.append(name)
         return [left[0] @ rows["x"]], rows["x"].sum()
 
-    return Replayed(product)
+    return replayed(product)
 
 
-def run(function: Replayed, name: str, times: int, width: int = 2) -> None:
+def run(function: Callable[..., Any], name: str, times: int, width: int = 2) -> None:
     for k in range(times):
         (product,), total = function(name, [k * mx.ones((3, 4))], {"x": mx.ones((4, width))})
         assert product.tolist() == [[4.0 * k] * width] * 3 and total.item() == 4 * width
 
 
 def test_what_is_called_often_is_built_no_more(built):
-    function = replayed(built)
+    function = product_of(built)
     run(function, "pack", PLAIN_CALLS + 10)
     assert built == ["pack"] * (PLAIN_CALLS + 1)
 
 
 def test_other_shapes_are_built_for_themselves(built):
-    function = replayed(built)
+    function = product_of(built)
     run(function, "pack", PLAIN_CALLS)
     built.clear()
     for _ in range(3):
@@ -49,7 +54,7 @@ def test_other_shapes_are_built_for_themselves(built):
 
 
 def test_each_pack_counts_for_itself(built):
-    function = replayed(built)
+    function = product_of(built)
     run(function, "pack", PLAIN_CALLS + 1)
     built.clear()
     run(function, "other", 2)
@@ -58,7 +63,7 @@ def test_each_pack_counts_for_itself(built):
 
 
 def test_the_latest_are_kept(built):
-    function = replayed(built)
+    function = product_of(built)
     run(function, "pack", PLAIN_CALLS + 1)
     for number in range(KEPT - 1):
         run(function, f"other {number}", 1)
@@ -74,5 +79,19 @@ def test_the_latest_are_kept(built):
 
 def test_elsewhere_every_step_is_built(built, monkeypatch):
     monkeypatch.setattr(backend, "is_cuda", lambda: False)
-    run(replayed(built), "pack", PLAIN_CALLS + 10)
+    run(product_of(built), "pack", PLAIN_CALLS + 10)
     assert len(built) == PLAIN_CALLS + 10
+
+
+def test_an_engine_that_is_done_takes_no_memory(make_spec):
+    """Not even until Python looks for what keeps each other."""
+    gc.collect()
+    gc.disable()
+    try:
+        engine = new_engine()
+        train(engine, make_spec("only", iters=1))
+        computation = ref(engine.computation)
+        del engine
+        assert computation() is None
+    finally:
+        gc.enable()
