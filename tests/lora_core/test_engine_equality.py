@@ -55,7 +55,7 @@ def equal(alone, folder, engine, which=ALL):
     return [same_result(alone[i], spec) for i, spec in zip(which, specs, strict=True)]
 
 
-@pytest.mark.parametrize("slots", [3, 12])
+@pytest.mark.parametrize("slots", [3, pytest.param(12, marks=pytest.mark.slow)])
 def test_packed_equals_alone(alone, tmp_path, slots):
     assert all(equal(alone, tmp_path, new_engine(slots)))
 

@@ -1,6 +1,7 @@
 """Where prefixes are kept: memory, then disk, then nowhere; always the same numbers."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -122,11 +123,11 @@ def test_a_full_disk_stops_the_writing_only(split, monkeypatch, temporary):
 def test_folders_of_processes_that_are_gone_are_removed(split, temporary):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    for process in (gone.pid, os.getpid()):
-        (temporary / f"{NAME}{process}-x").mkdir()
-    (temporary / "something-else").mkdir()
+    names = [f"{NAME}{socket.gethostname()}-{process}-x" for process in (gone.pid, os.getpid())]
+    for name in (*names, "something-else"):
+        (temporary / name).mkdir()
     PrefixCache(split, 1 << 30)
-    assert {path.name for path in temporary.iterdir()} == {f"{NAME}{os.getpid()}-x", "something-else"}
+    assert {path.name for path in temporary.iterdir()} == {names[1], "something-else"}
 
 
 def test_a_small_disk_bounds_the_budget(split, monkeypatch):

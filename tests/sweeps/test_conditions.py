@@ -107,6 +107,7 @@ def test_a_search(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     assert 'search.when.num_layers: "lora_parameters.rank=4" → "lora_parameters.rank=2"' in said
 
 
+@pytest.mark.slow
 def test_four_methods_in_one_study(place: Place) -> None:
     grid = ["search=methods_full", "search/sampler=grid", "optimizer.learning_rate=1e-2"]
     grid += ["lora_parameters.rank=choice(2)", "trainer.iters=4"]

@@ -160,6 +160,7 @@ def test_each_seed_has_a_pack_of_its_own(tmp_path: Path, monkeypatch: pytest.Mon
     assert [[name[-1] for name in names] for names in together] == [["1"], ["1", "1"], ["2"], ["2", "2"]]
 
 
+@pytest.mark.faults
 def test_an_interruption_while_confirming(
     confirmed: Place, place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

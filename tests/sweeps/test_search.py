@@ -200,7 +200,8 @@ def fatal(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], None]:
     return arm
 
 
-@pytest.mark.parametrize("number", [signal.SIGSEGV, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.faults
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGTERM])
 def test_the_training_process_dies(
     undisturbed: Place, place: Place, fatal: Callable[..., None], capfd: pytest.CaptureFixture[str], number: int
 ) -> None:
@@ -216,6 +217,7 @@ def test_the_training_process_dies(
     assert not [run for run in mlflow_runs(place).values() if run.info.status == "RUNNING"]
 
 
+@pytest.mark.faults
 def test_a_trial_that_kills_the_training_process_is_given_up(place: Place, fatal: Callable[..., None]) -> None:
     fatal("trial-0000", signal.SIGKILL)
     assert quick(place, "n_trials=2", "trainer.slots=1") == 0
@@ -226,6 +228,7 @@ def test_a_trial_that_kills_the_training_process_is_given_up(place: Place, fatal
     assert not list(place.folder().rglob("slot*"))
 
 
+@pytest.mark.faults
 def test_a_trial_that_kills_is_found_among_others(
     place: Place, fatal: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -264,6 +267,7 @@ def test_trials_that_ended_but_were_not_told_are_told_from_disk(
     test_disk_and_optuna_agree(undisturbed)
 
 
+@pytest.mark.faults
 def test_the_parent_is_killed(undisturbed: Place, place: Place) -> None:
     parent = place.start(*place.search_arguments("trainer.slots=1"))
     child = reach(place, "trial-0001", parent)
@@ -285,9 +289,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return place
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(
     "number",
-    [signal.SIGKILL, *(pytest.param(s, marks=pytest.mark.slow) for s in (signal.SIGINT, signal.SIGTERM))],
+    [signal.SIGKILL, signal.SIGINT, signal.SIGTERM],
 )
 def test_a_trial_goes_on_where_it_was(whole: Place, place: Place, number: int) -> None:
     parent = place.start(*place.search_arguments(*LONG))

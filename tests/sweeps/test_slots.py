@@ -118,6 +118,7 @@ def test_a_search_chooses_once(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert place.record().environment["slots"] == record.environment["slots"]
 
 
+@pytest.mark.slow
 def test_what_was_found_of_depths_holds_for_the_study(
     tmp_path: Path, short_of_memory: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
