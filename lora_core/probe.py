@@ -133,12 +133,14 @@ class Largest:
         self.trainable = [engine.learned(sample).parameters(sample) for sample in samples]
         ordered = [samples[place] for place in np.argsort(self.trainable, stable=True)[::-1]]
         first = {(_kind(sample), sample.num_layers): sample for sample in reversed(ordered)}
-        peaks = {kind: self._stepped([sample]) if len(first) > 1 else 0.0 for kind, sample in first.items()}
+        peaks = {kind: self._stepped([sample]) for kind, sample in first.items()}
         self.samples = sorted(ordered, key=lambda sample: peaks[_kind(sample), sample.num_layers], reverse=True)
+        self._alone = max(peaks.values())
 
     def peak_gb(self, slots: int) -> float:
         """Of so many, at a step on the longest batch, with the best adapter of each beside it."""
-        return self._stepped(_first(self.samples, slots)) + slots * max(self.trainable) * 4 / 1e9
+        stepped = self._alone if slots == 1 else self._stepped(_first(self.samples, slots))
+        return stepped + slots * max(self.trainable) * 4 / 1e9
 
     def _stepped(self, configs: list[TrainConfig]) -> float:
         return timed(self.engine, configs, 1, longest).peak_gb

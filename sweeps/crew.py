@@ -106,16 +106,15 @@ class Crew:
     @property
     def sign_of_lead(self) -> Sign:
         """The process that leads, or has led last, and its number."""
-        attributes = self.study.user_attrs
-        lead = attributes.get(LEAD, "")
-        return lead, _entries(attributes).get(lead, ("", None))[1]
+        return _sign_of_lead(self.study.user_attrs)
 
     def is_led(self, since: Sign) -> bool:
         """Whether another process finishes the study: the one that leads has given a sign of life other than `since`,
         or left, and has not said that it finishes nothing any more."""
-        lead, number = self.sign_of_lead
-        parts = self.study.user_attrs.get(PARTING) == lead
-        return lead != self.me and not parts and (number is None or (lead, number) != since)
+        attributes = self.study.user_attrs
+        lead, number = sign = _sign_of_lead(attributes)
+        parts = attributes.get(PARTING) == lead
+        return lead != self.me and not parts and (number is None or sign != since)
 
     def part(self) -> None:
         """Has the others know that this process finishes nothing any more. They can lead once it has left."""
@@ -171,6 +170,11 @@ class Crew:
 
 def _entries(attributes: dict[str, Any]) -> dict[str, tuple[str, int | None]]:
     return {key.removeprefix(ENTRY): tuple(value) for key, value in attributes.items() if key.startswith(ENTRY)}
+
+
+def _sign_of_lead(attributes: dict[str, Any]) -> Sign:
+    lead = attributes.get(LEAD, "")
+    return lead, _entries(attributes).get(lead, ("", None))[1]
 
 
 def _requests(attributes: dict[str, Any]) -> dict[str, Any]:

@@ -84,11 +84,11 @@ class Tracker:
         self.study, self.folder = study, folder
         self._history = History(self.store, study)
         self._earlier = {record.name for record in self._records()}
-        store, base = self.store, base_of(self.store.uri)
+        store = self.store
         if study.kind == "train" and (run_id := study.tracking.get("run_id")):
-            link = run_link(base, store.experiment_id, run_id)
+            link = self._run_link(run_id)
         else:
-            link = study_link(base, store.experiment_id, study.study)
+            link = study_link(base_of(store.uri), store.experiment_id, study.study)
         where = {"uri": public(store.uri), "experiment": store.experiment}
         study.tracking = {**study.tracking, **where, "experiment_id": store.experiment_id, "link": link}
 
@@ -286,8 +286,11 @@ class Tracker:
         run = self._live[spec.name] = TrialRun(self.store, self.study, spec, copied)
         self.study.runs = {**self.study.runs, spec.name: run.run_id}
         if self.study.kind == "train":
-            link = run_link(base_of(self.store.uri), self.store.experiment_id, run.run_id)
-            self.study.tracking = {**self.study.tracking, "run_id": run.run_id, "link": link}
+            found = {"run_id": run.run_id, "link": self._run_link(run.run_id)}
+            self.study.tracking = {**self.study.tracking, **found}
+
+    def _run_link(self, run_id: str) -> str:
+        return run_link(base_of(self.store.uri), self.store.experiment_id, run_id)
 
     def _forget_places(self) -> None:
         """Another trial may change the place of each."""

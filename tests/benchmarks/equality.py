@@ -66,9 +66,8 @@ def main() -> None:
         for train_type, dtype in product(("lora", "dora"), ("float32", "base")):
             alone, packed = (trained(bench, train_type, dtype, slots) for slots in (1, options.trials))
             loss, median, most = differences(alone, packed)
-            print(
-                f"  {train_type}, {dtype:8} losses differ by {loss:.1e} at most, tensors by {median:.1e} to {most:.1e}"
-            )
+            print(f"  {train_type}, {dtype:8} losses differ by {loss:.1e} at most,", end=" ")
+            print(f"tensors by {median:.1e} in the median, {most:.1e} at most")
 
 
 if __name__ == "__main__":
