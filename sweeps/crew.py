@@ -66,7 +66,7 @@ class Crew:
         self.study = study
         self.alone = turn
         self.me = secrets.token_hex(6)
-        self.leads = self.leaderless = False
+        self.leaderless = self._led = False
         self.asked: tuple[StopRequest, ...] = ()  # what processes were asked to stop since this one came
         self._asked_before = _requests(study.user_attrs)
         self._passed_on: StopRequest | None = None
@@ -75,7 +75,6 @@ class Crew:
         self._known: dict[str, tuple[str, int | None]] = {}  # process → where it runs, and its number; None: it left
         self._missed: Counter[str] = Counter()
         self._left = threading.Event()
-        self._looking = threading.Lock()
         self._enter()
         self._look()
         self._thread = threading.Thread(target=self._stay, name="signs of life", daemon=True)
@@ -93,10 +92,16 @@ class Crew:
         """Whether this process leads the study: it does from now on if nobody else does."""
         with self.alone():
             if not self.at_work(self.study.user_attrs.get(LEAD)):
-                with self._looking:  # one that has begun knows nothing of it
-                    self.study.set_user_attr(LEAD, self.me)
-                    self.leads = True
+                self.study.set_user_attr(LEAD, self.me)
         return self.leads
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process leads the study. The database says so, as this process may have slept, and have been
+        taken for gone; while it is away, what it has said last counts."""
+        with suppress(SQLAlchemyError, StorageInternalError):
+            self._led = self.study.user_attrs.get(LEAD) == self.me
+        return self._led
 
     @property
     def lead(self) -> str:
@@ -151,17 +156,15 @@ class Crew:
         self.study.set_user_attr(ENTRY + self.me, (f"{socket.gethostname()}, process {os.getpid()}", beat))
 
     def _look(self) -> None:
-        with self._looking:
-            attributes = self.study.user_attrs
-            entries = _entries(attributes)
-            for process, entry in entries.items():
-                self._missed[process] = self._missed[process] + 1 if self._known.get(process) == entry else 0
-            self._known = entries
-            new = [each for key, each in _requests(attributes).items() if self._asked_before.get(key) != each]
-            self.asked = tuple(StopRequest(**each) for each in new)
-            lead = attributes.get(LEAD, "")
-            self.leads = self.leads and lead == self.me  # it may have been taken for gone
-            self.leaderless = lead != self.me and not self._is_there(lead)
+        attributes = self.study.user_attrs
+        entries = _entries(attributes)
+        for process, entry in entries.items():
+            self._missed[process] = self._missed[process] + 1 if self._known.get(process) == entry else 0
+        self._known = entries
+        new = [each for key, each in _requests(attributes).items() if self._asked_before.get(key) != each]
+        self.asked = tuple(StopRequest(**each) for each in new)
+        lead = attributes.get(LEAD, "")
+        self.leaderless = lead != self.me and not self._is_there(lead)
 
     def _is_there(self, process: str) -> bool:
         _, beat = self._known.get(process, ("", None))

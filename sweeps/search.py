@@ -120,14 +120,15 @@ def _search(name: str, job: Job, ready: Ready, folder: Path, display: Display, a
         exchange = exchange_for(study, job.config, record, folder, display.say)
         check(study, record, folder)
         exchange.open(study, record)
-        tracker = Teller(Tracker(job.config.tracking.uri, str(job.config.tracking.experiment)), display.say)
+        tracker = Tracker(job.config.tracking.uri, str(job.config.tracking.experiment))
+        teller = Teller(tracker, display.say, lambda: study.crew.leads)
         if study.is_shared and study.crew.leads:
             set_terms(study, record, folder)
     display.say(f"Study {name}. To resume it: {record.resume_command}")
     if not study.crew.leads:
         display.say(f"It is at work already, led by {study.crew.lead}: this process joins it.")
     display.start(ready, record.space, record.notes)
-    return Search(job, study, record, folder, exchange, tracker, display, assists)
+    return Search(job, study, record, folder, exchange, teller, display, assists)
 
 
 class Search:
@@ -231,7 +232,7 @@ class Search:
         self.tracker.give_way()
         if self.has_own_folder:  # which lacks trials from now on, so that `sync` must not tell of it
             self.record.tracking = {"run_id": self.record.tracking["run_id"]}
-        self.tracker = self.trials.tracker = Teller(self.tracker.tracker, self.display.say)
+        self.tracker = self.trials.tracker = Teller(self.tracker.tracker, self.display.say, self.tracker.leads)
         if self.trials.confirming:
             raise KeyboardInterrupt(signal.SIGINT)
 

@@ -22,15 +22,17 @@ STALLED = 30.0  # and for one that takes this long over a single thing
 
 class Teller:
     """Has `tracker` told everything in order, once the study is open: of several processes that work on one, one tells.
-    `say`: takes a line for the user, from any thread.
+    `say`: takes a line for the user, from any thread. `leads`: whether this process still is the one that tells; one
+    that has slept may not have noticed yet that it is not.
 
     What the store misses while it is gone is read from disk once it is back. A bug in the telling is raised by
     the next call here.
     """
 
-    def __init__(self, tracker: Tracker, say: Callable[[str], None]) -> None:
+    def __init__(self, tracker: Tracker, say: Callable[[str], None], leads: Callable[[], bool] = lambda: True) -> None:
         self.tracker = tracker
         self.say = say
+        self.leads = leads
         self._events: queue.Queue[Callable[[], None]] = queue.Queue()
         self._bug: Exception | None = None
         self._gone = self._closing = False
@@ -47,19 +49,19 @@ class Teller:
         self.study = study
         self.tracker.prepare(study, folder)
         self._thread.start()
-        self._put(self.tracker.open_run)
+        self._tell(self.tracker.open_run)
 
     def start_trial(self, study: StudyRecord, spec: TrialSpec) -> None:
-        self._put(partial(self.tracker.start_trial, study, spec))
+        self._tell(partial(self.tracker.start_trial, study, spec))
 
     def log_evaluation(self, name: str, row: dict[str, float]) -> None:
-        self._put(partial(self.tracker.log_evaluation, name, row))
+        self._tell(partial(self.tracker.log_evaluation, name, row))
 
     def end_trial(self, record: TrialRecord) -> None:
-        self._put(partial(self.tracker.end_trial, record))
+        self._tell(partial(self.tracker.end_trial, record))
 
     def log_number(self, name: str, metric: str, number: float) -> None:
-        self._put(partial(self.tracker.log_number, name, metric, number))
+        self._tell(partial(self.tracker.log_number, name, metric, number))
 
     def settle(self, seconds: float) -> None:
         """Waits until everything so far was told, but no longer than that."""
@@ -99,8 +101,18 @@ class Teller:
         return LAST_TRY if self._gone or state != "complete" else STALLED
 
     def _close(self, study: StudyRecord, state: str, report_folder: Path | None) -> None:
-        self.tracker.close_study(study, state, report_folder)
+        if self.leads():
+            self.tracker.close_study(study, state, report_folder)
+        else:
+            self.tracker.give_way()
         self._closed.set()
+
+    def _tell(self, event: Callable[[], None]) -> None:
+        self._put(partial(self._told, event))
+
+    def _told(self, event: Callable[[], None]) -> None:
+        if self.leads():
+            event()
 
     def _put(self, event: Callable[[], None]) -> None:
         self._raise_bug()
@@ -137,7 +149,7 @@ class Teller:
             self._try_again()
 
     def _try_again(self) -> None:
-        if self.tracker.recover():
+        if self.leads() and self.tracker.recover():
             self._gone, self._pause = False, PAUSE
             self.say("MLflow answers again and was told what it missed.")
         else:

@@ -170,6 +170,8 @@ class Tracker:
         if state == "complete" and not keeps_all(self.study):
             self._add_kept_adapters()
         run_id = self.study.tracking["run_id"]
+        if state == "complete":
+            self._give_up_strays(run_id)
         if report_folder is not None:
             self.store.add_folder(run_id, report_folder, "report")
         self._describe(run_id, state)
@@ -247,6 +249,12 @@ class Tracker:
     def _give_up(self, run: "Run | None") -> None:
         if run is not None:
             self.store.end(run.info.run_id, "KILLED", GIVEN_UP)
+
+    def _give_up_strays(self, run_id: str) -> None:
+        """What a process has told that was about to notice that this one leads."""
+        for run in self.store.children(run_id):
+            if run.data.tags["sweep.role"] != "attempt" and run.info.run_id not in self.study.runs.values():
+                self._give_up(run)
 
     def _bring_up(self, record: TrialRecord, run: "Run | None") -> None:
         """Brings the run of one trial to what lies on disk."""

@@ -6,12 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from threading import Thread
-from typing import Any
 
 import pytest
 
 from lora_core.records import TrialRecord
-from sweeps import crew
 from sweeps.axes import Axis
 from sweeps.config import ClusterConfig, SearchConfig, SweepConfig
 from sweeps.crew import MISSES, Crew
@@ -149,7 +147,8 @@ def test_a_machine_that_slept_notices_what_it_lost(config: SweepConfig, machines
     first, second = asked(one), asked(one)
     die(one)
     wait_for_gone(one, other)
-    assert asked(other) == first and other.take_lead()
+    assert asked(other) == first and other.take_lead() and other.crew.leads
+    assert not one.crew.leads, "it knows at once, without a look"
     assert one.lost() == [first.number]
     one.give_up(first.number)
     assert one.lost() == []
@@ -186,25 +185,6 @@ def test_one_leads_and_another_takes_over(config: SweepConfig, machines: Machine
     wait_for_gone(studies[0], studies[2])
     assert studies[1].crew.leaderless
     assert [study.take_lead() for study in studies[1:]] == [True, False]
-
-
-def test_who_takes_the_lead_in_the_middle_of_a_look_leads(
-    config: SweepConfig, machines: Machines, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What the look has read by then tells of nobody who does."""
-    study, entries = machines.open(config), crew._entries
-    die(study)
-    takes = Thread(target=study.take_lead)
-
-    def meanwhile(attributes: dict[str, Any]) -> dict[str, Any]:
-        takes.start()
-        takes.join(GRACE)
-        return entries(attributes)
-
-    monkeypatch.setattr(crew, "_entries", meanwhile)
-    study.crew._look()  # type: ignore[union-attr]
-    takes.join()
-    assert study.crew.leads
 
 
 def test_one_that_leads_and_is_interrupted_finishes_nothing(config: SweepConfig, machines: Machines) -> None:

@@ -12,6 +12,8 @@ from optuna.trial import TrialState
 
 from lora_core.records import StudyRecord, load_trials
 from sweeps.cli import main
+from sweeps.crew import Crew
+from sweeps.display import Display
 from sweeps.study import Study
 from sweeps.telling import Teller
 from tests import postgres
@@ -96,6 +98,35 @@ def test_one_of_two_sleeps(machines: Machines, alone: list[tuple], who: str) -> 
     assert "taken over trials of this one" in out
     assert ("Another process leads the study now" in out) == (sleeper is leads)
     check(machines, alone)
+
+
+@pytest.mark.faults
+def test_one_that_has_slept_knows_at_once_that_it_leads_no_more(
+    together: Machines, alone: list[tuple], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It tells nobody what the other one tells, also before it has looked at who is there."""
+    monkeypatch.setattr(Crew, "_stay", lambda self: None)  # no sign of life, and no look
+    real, slept = Display.evaluated, []
+
+    def sleep_through_it() -> None:
+        lead = together.study.user_attrs["lead"]
+        ended = len(together.study.get_trials(states=(TrialState.COMPLETE,)))
+        together.start()
+        wait_for(lambda: together.study.user_attrs["lead"] != lead)
+        wait_for(lambda: len(together.study.get_trials(states=(TrialState.COMPLETE,))) > ended + 1)
+
+    def evaluated(self: Display, trial: str, row: dict[str, float]) -> None:
+        if trial == "trial-0001" and not slept:
+            slept.append(trial)
+            sleep_through_it()
+        real(self, trial, row)
+
+    monkeypatch.setattr(Display, "evaluated", evaluated)
+    assert main(together.arguments()) == 0
+    out = capsys.readouterr().out
+    assert "taken over trials of this one" in out and "Another process leads the study now" in out
+    together.finish()
+    check(together, alone)
 
 
 @pytest.mark.faults

@@ -18,7 +18,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from lora_core.records import StudyRecord, load_metrics
+from lora_core.records import StudyRecord, TrialRecord, load_metrics
 from sweeps import telling
 from sweeps.cli import main
 from sweeps.display import Display
@@ -229,6 +229,31 @@ def test_what_takes_long_at_the_end(monkeypatch: pytest.MonkeyPatch, carries: bo
     teller.open_study(record, Path())
     problem = teller.close_study(record, "complete", None)
     assert problem is None if says is None else says in (problem or "")
+
+
+@pytest.mark.parametrize("state", ["complete", "interrupted"])
+def test_one_that_leads_no_more_tells_nothing(state: str) -> None:
+    """Also before it notices: what it tells, or ends, is another's."""
+    called: list[str] = []
+
+    class Told(SimpleNamespace):
+        def __getattr__(self, name: str) -> Any:
+            return lambda *given: called.append(name)
+
+    leads = [True]
+    teller = telling.Teller(Told(problem=None, folder=Path()), print, lambda: leads[0])  # type: ignore[arg-type]
+    teller.open_study(StudyRecord("s"), Path())
+    for _ in range(2):
+        teller.end_trial(TrialRecord("trial-0000", "trial"))
+        teller.settle(10)
+        leads[0] = False
+    assert called == ["prepare", "open_run", "end_trial"]
+    teller.tracker.problem = "it is away"
+    teller._try_again()
+    assert "recover" not in called
+    teller.tracker.problem = None
+    teller.close_study(StudyRecord("s"), state, None)
+    assert called[3:] == ["give_way"]
 
 
 def test_files_and_folders_are_known_to_be_on_their_way(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

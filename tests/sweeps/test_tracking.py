@@ -314,6 +314,20 @@ def test_who_tells_no_more_leaves_no_run_open(sweep: Sweep) -> None:
     assert sweep.mlflow_run().info.status == "RUNNING"
 
 
+def test_what_another_process_tells_too_is_an_attempt_at_the_end(sweep: Sweep) -> None:
+    """It led, slept, and was in the middle of it when this one took over."""
+    slept = Tracker(sweep.uri, "tiny/demo")
+    slept.open_study(replace(sweep.record), sweep.folder)
+    sweep.run(sweep.spec("trial-0000"), [3.0, 2.0])
+    slept.start_trial(sweep.record, sweep.spec("trial-0000"))
+    slept.end_trial(load_trial(sweep.folder / "trial-0000"))
+    assert [run.data.tags["sweep.role"] for run in sweep.children()] == ["trial", "trial"]
+    sweep.tracker.close_study(sweep.record, "complete", None)
+    roles = {run.info.run_id: run.data.tags["sweep.role"] for run in sweep.children()}
+    assert sorted(roles.values()) == ["attempt", "trial"]
+    assert roles[sweep.record.runs["trial-0000"]] == "trial"
+
+
 def test_a_trial_that_is_run_again_at_once_ends_its_earlier_run(sweep: Sweep) -> None:
     sweep.tracker.start_trial(sweep.record, sweep.spec("trial-0000"))
     first = sweep.record.runs["trial-0000"]
