@@ -68,7 +68,7 @@ def load(slot: Slot) -> dict[int, State] | None:
     None if there is no checkpoint of this very trial, or a damaged one; the slot is as it was then.
     """
     index = _index(slot.folder)
-    if index is None or (index.config, index.repeat) != (slot.spec.config, slot.spec.repeat):
+    if index is None or (_matters(index.config), index.repeat) != (_matters(slot.spec.config), slot.spec.repeat):
         return None
     return _restored(slot, slot.folder, index)
 
@@ -83,6 +83,12 @@ def load_kept(slot: Slot, folder: Path) -> dict[int, State]:
     if slot.verdict is not None:
         slot.since_best = 0
     return state
+
+
+def _matters(config: dict[str, Any]) -> dict[str, Any]:
+    """What of a configuration changes a result: another machine may have room for fewer slots."""
+    trainer = {key: value for key, value in config["trainer"].items() if key not in ("slots", "memory_fraction")}
+    return {**config, "trainer": trainer, "keep_state": None}
 
 
 def _index(folder: Path) -> Index | None:

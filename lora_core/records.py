@@ -128,6 +128,14 @@ def remove_checkpoint(folder: Path, keep: str | None = None) -> None:
             file.unlink(missing_ok=True)
 
 
+def saved_step(folder: Path) -> int:
+    """The step from which a trial that is run again goes on; 0: it begins anew."""
+    try:
+        return int(json.loads((folder / CHECKPOINT).read_text())["host"]["step"])
+    except (OSError, ValueError, KeyError):  # there is none, or it is damaged
+        return 0
+
+
 def adapter_damage(trial: TrialRecord, folder: Path) -> str | None:
     """What is wrong with the adapter in `folder`, which the trial has saved; None if it is as it was."""
     try:

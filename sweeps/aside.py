@@ -12,28 +12,34 @@ class Aside:
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "aside")
         self._asked: dict[str, Future[bool]] = {}
+        self._last: Future[bool] | None = None
+
+    @property
+    def is_idle(self) -> bool:
+        return self._last is None or self._last.done()
 
     def done(self, what: str, act: Callable[[], bool]) -> bool:
         """Has `act` done, which is known by `what`, and returns what it returns; False as long as it is not done, so
         that one asks again."""
-        is_idle = all(each.done() for each in self._asked.values())
         if what not in self._asked:
-            self._asked[what] = self._thread.submit(act)
-            wait([self._asked[what]], MOMENT if is_idle else 0)
+            patience = MOMENT if self.is_idle else 0
+            self._asked[what] = self.add(act)
+            wait([self._asked[what]], patience)
         return self._asked[what].done() and self._asked.pop(what).result()
 
-    def add(self, act: Callable[[], bool]) -> None:
-        """Has `act` done after all else, for nobody to ask about."""
-        self._thread.submit(act)
+    def add(self, act: Callable[[], bool]) -> Future[bool]:
+        """Has `act` done after all else."""
+        self._last = self._thread.submit(act)
+        return self._last
 
     def drop(self, what: str) -> None:
         """Takes back what was asked for, or waits until it is done."""
         if (asked := self._asked.pop(what, None)) and not asked.cancel():
             wait([asked])
 
-    def settle(self) -> None:
-        """Waits until all is done."""
-        self._thread.submit(bool).result()
+    def settle(self, seconds: float | None = None) -> None:
+        """Waits until all is done, or for so long."""
+        wait([self._last] if self._last else [], seconds)
 
     def close(self) -> None:
         """Waits for what is at work, and leaves the rest."""

@@ -2,12 +2,15 @@
 writes to a folder of its own (`cluster.shared_folder=false`).
 
 A trial that has ended becomes a file of the study's run, trials/trial-0007.zip, before the study is told of it. So
-whatever has ended according to the study can be had, and what a machine has on its disk alone is still running.
+whatever has ended according to the study can be had. Of what is running, the latest checkpoint is there,
+checkpoints/trial-0007/120.zip, until the trial ends; a file by its step, as one that is half there is worth nothing.
 """
 
+import json
 import shutil
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -16,7 +19,7 @@ from zipfile import BadZipFile, ZipFile
 
 from lora_core import disk
 from lora_core.errors import UserError
-from lora_core.records import StudyRecord, load_trial, save_trial
+from lora_core.records import CHECKPOINT, StudyRecord, load_trial, save_trial, saved_step
 from sweeps.aside import Aside
 from sweeps.config import SweepConfig
 from sweeps.connect import FAILURES, check_server, first_line
@@ -28,7 +31,8 @@ from sweeps.study_folder import check_own_folder
 from sweeps.study_run import open_study_run
 from sweeps.trouble import Trouble
 
-PLACE = "trials"  # among the files of the run
+ENDED, CHECKPOINTS = "trials", "checkpoints"  # folders among the files of the run
+PARTING = 10.0  # seconds that a machine which leaves takes to hand over its last checkpoints
 ON_ITS_WAY = ".on-its-way-"  # an adapter may be too large for /tmp
 PAUSE = 15.0  # seconds before a server that failed is tried again
 PATIENCE = 600.0  # seconds that a machine with nothing else left to do waits for it
@@ -58,8 +62,11 @@ class SharedFolder:
     def gather(self, names: list[str]) -> bool:
         return True
 
-    def take_over(self, name: str) -> None:
-        """Its checkpoint is here."""
+    def carry(self, names: Iterable[str]) -> None:
+        """Their checkpoints are where all see them."""
+
+    def bring(self, name: str) -> bool:
+        return True
 
     def discard(self, name: str) -> None:
         """Others go on with it in this very folder."""
@@ -70,7 +77,7 @@ class SharedFolder:
     def settle(self) -> None:
         """Nothing is under way."""
 
-    def close(self) -> None:
+    def leave(self, names: Iterable[str]) -> None:
         """Nothing is open."""
 
 
@@ -93,8 +100,9 @@ class Exchange:
         self.workers = workers
         self.problem: str | None = None
         self._failed_first = self._failed_last = 0.0
-        self._has_said = False
-        self._aside = Aside()
+        self._carried: dict[str, tuple[float, int]] = {}  # of running trials: when a checkpoint was, and its step
+        self._noting = threading.Lock()
+        self._ended, self._running = Aside(), Aside()  # what is to be done for those; neither waits for the other
 
     def open(self, study: Study, record: StudyRecord) -> None:
         """The machine that leads makes the run, and hands over what it has already; those that join look for the run.
@@ -120,20 +128,20 @@ class Exchange:
 
     def publish(self, name: str) -> bool:
         """Hands over the folder of a trial that has ended; returns whether that is done. It may be done again."""
-        return self._aside.done(f"publish {name}", partial(self._tried, partial(self._publish, name)))
+        return self._ended.done(f"publish {name}", partial(self._tried, partial(self._publish, name)))
 
     def publish_again(self, name: str) -> None:
         """Hands over what is left of a folder in place of what was handed over before, or is on its way."""
-        self._aside.add(partial(self._tried, partial(self._publish, name)))
+        self._ended.add(partial(self._tried, partial(self._publish, name)))
 
     def fetch(self, name: str) -> bool:
         """Whether the folder of a trial that has ended is here; it is brought here if need be."""
         fetch = partial(self._tried, partial(self._fetch, name))
-        return has_ended(self.folder / name) or self._aside.done(f"fetch {name}", fetch)
+        return has_ended(self.folder / name) or self._ended.done(f"fetch {name}", fetch)
 
     def gather(self, names: list[str]) -> bool:
         """Whether these trials are here, and all else that has been handed over; it is brought here if need be."""
-        gathered = self._aside.done("gather", partial(self.fetch_all, names))
+        gathered = self._ended.done("gather", partial(self.fetch_all, names))
         return gathered and all(has_ended(self.folder / each) for each in names)  # it may have been asked for fewer
 
     def fetch_all(self, names: list[str]) -> bool:
@@ -144,16 +152,23 @@ class Exchange:
             has_ended(self.folder / each) or self._tried(partial(self._fetch, each)) for each in there
         )
 
-    def take_over(self, name: str) -> None:
-        """This machine goes on with a trial that may be another's."""
-        if not (self.folder / name).exists() and not self._has_said:
-            self._has_said = True
-            self.say(f"Trials of a machine that is gone begin anew, {name} first: it alone has their checkpoints.")
+    def carry(self, names: Iterable[str]) -> None:
+        """Hands over the checkpoint of a running trial, that of which there was none for longest, while there is
+        nothing else to carry."""
+        if self._running.is_idle and (newer := self._newer(names)):
+            self._carry(min(newer, key=lambda name: self._carried.get(name, (0.0, 0))))
+
+    def bring(self, name: str) -> bool:
+        """Whether a trial that may have been begun elsewhere can run here: its latest checkpoint is here, if there is
+        one, and if the server answers."""
+        known = name in self._carried or has_ended(self.folder / name)
+        return known or self._running.done(f"bring {name}", lambda: self._tried(partial(self._bring, name)) or True)
 
     def discard(self, name: str) -> None:
         """What counts of a trial is what another machine, which has taken it over, makes of it; another worker of this
         one goes on with it in this very folder."""
-        self._aside.drop(f"publish {name}")
+        self._ended.drop(f"publish {name}")
+        self._carried.pop(name, None)
         if self.workers == 1:
             shutil.rmtree(self.folder / name, ignore_errors=True)
 
@@ -167,11 +182,17 @@ class Exchange:
 
     def settle(self) -> None:
         """Waits until all that was asked for is done, or cannot be done now."""
-        self._aside.settle()
+        for each in (self._ended, self._running):
+            each.settle()
 
-    def close(self) -> None:
-        """Ends once nothing is half done."""
-        self._aside.close()
+    def leave(self, names: Iterable[str]) -> None:
+        """Hands over the checkpoints of trials that this machine leaves behind, within reason. Ends once nothing is
+        half done."""
+        for name in self._newer(names):
+            self._carry(name)
+        self._ended.close()
+        self._running.settle(PARTING)
+        self._running.close()
 
     def _tried(self, act: Callable[[], None]) -> bool:
         if self.problem is not None and time.monotonic() - self._failed_last < PAUSE:
@@ -182,16 +203,22 @@ class Exchange:
         except (*FAILURES, UserError, BadZipFile) as error:
             if disk.is_full(error):
                 raise
-            self._failed_last = time.monotonic()
-            if self.problem is None:
-                self._failed_first = self._failed_last
-                self.say(f"MLflow does not answer ({first_line(error)}). What has ended waits on this disk.")
-            self.problem = first_line(error)
+            self._note(first_line(error))
             return False
-        if self.problem is not None:
-            self.problem = None
-            self.say("MLflow answers again, and carries what has ended.")
+        self._note(None)
         return True
+
+    def _note(self, problem: str | None) -> None:
+        """Whether the server has answered, from any thread."""
+        with self._noting:
+            before, self.problem = self.problem, problem
+            if problem is not None:
+                self._failed_last = time.monotonic()
+                if before is None:
+                    self._failed_first = self._failed_last
+                    self.say(f"MLflow does not answer ({problem}). What has ended waits on this disk.")
+            elif before is not None:
+                self.say("MLflow answers again, and carries what has ended.")
 
     def _publish_all(self) -> None:
         """What has ended here but is not there, as with a study that was in one folder for all before."""
@@ -207,13 +234,45 @@ class Exchange:
                 _pack(self.folder / name, file)
             except FileNotFoundError:  # another worker of this machine has just dropped its adapter
                 _pack(self.folder / name, file)
-            self.store.add_file(self._run(), file, PLACE)
+            self.store.add_file(self._run(), file, ENDED)
+        self._running.add(partial(self._remove, _checkpoints(name)))  # after any that is on its way
 
-    def _fetch(self, name: str) -> None:
-        """Complete or not at all."""
+    def _newer(self, names: Iterable[str]) -> list[str]:
+        """Those with another checkpoint than was handed over last."""
+        return [name for name in names if saved_step(self.folder / name) > self._carried.get(name, (0.0, 0))[1]]
+
+    def _carry(self, name: str) -> None:
+        self._carried[name] = time.monotonic(), saved_step(self.folder / name)
+        self._running.add(partial(self._tried, partial(self._add_checkpoint, name)))
+
+    def _add_checkpoint(self, name: str) -> None:
+        before = self.store.files(self._run(), _checkpoints(name))
+        with disk.scratch(self.folder, ON_ITS_WAY) as place:
+            if file := _pack_checkpoint(self.folder / name, Path(place)):
+                self.store.add_file(self._run(), file, _checkpoints(name))
+                for each in before:
+                    self._remove(each)
+
+    def _bring(self, name: str) -> None:
+        """The latest checkpoint of a trial that is whole, unless there is one as late here."""
+        there = {int(Path(file).stem): file for file in self.store.files(self._run(), _checkpoints(name))}
+        here = saved_step(self.folder / name)
+        for step in sorted((step for step in there if step > here), reverse=True):
+            with suppress(BadZipFile):
+                return self._fetch(name, there[step])
+
+    def _remove(self, path: str) -> bool:
+        """What stays does no harm."""
+        with suppress(*FAILURES, NotImplementedError):
+            check_server(self.store.uri)
+            self.store.remove_files(self._run(), path)
+        return True
+
+    def _fetch(self, name: str, path: str | None = None) -> None:
+        """The folder of a trial that has ended, or what is at `path`, complete or not at all."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with disk.scratch(self.folder, ON_ITS_WAY) as place:
-            file = self.store.fetch_file(self._run(), f"{PLACE}/{name}.zip", Path(place))
+            file = self.store.fetch_file(self._run(), path or f"{ENDED}/{name}.zip", Path(place))
             brought = Path(place) / name
             with ZipFile(file) as packed:
                 packed.extractall(brought)
@@ -226,7 +285,7 @@ class Exchange:
             brought.rename(self.folder / name)
 
     def _published(self) -> list[str]:
-        return [Path(file).stem for file in self.store.files(self._run(), PLACE)] if self.run_id else []
+        return [Path(file).stem for file in self.store.files(self._run(), ENDED)] if self.run_id else []
 
     def _run(self) -> str:
         assert self.run_id is not None
@@ -237,6 +296,27 @@ def _pack(folder: Path, file: Path) -> None:
     with ZipFile(file, "w") as packed:
         for each in sorted(folder.rglob("*")):
             packed.write(each, each.relative_to(folder))
+
+
+def _checkpoints(name: str) -> str:
+    """Where those of a trial are among the files of the run."""
+    return f"{CHECKPOINTS}/{name}"
+
+
+def _pack_checkpoint(folder: Path, place: Path) -> Path | None:
+    """A file in `place` of the checkpoint in `folder`; None where the trial ends, or writes another one, meanwhile."""
+    try:
+        index, record = (folder / CHECKPOINT).read_text(), (folder / "trial.json").read_text()
+        known = json.loads(index)
+        file = place / f"{known['host']['step']}.zip"
+        with ZipFile(file, "w") as packed:
+            packed.write(folder / known["file"], known["file"])
+            packed.write(folder / "metrics.jsonl", "metrics.jsonl")
+            packed.writestr(CHECKPOINT, index)
+            packed.writestr("trial.json", record)
+    except FileNotFoundError:
+        return None
+    return file if json.loads(record)["state"] == "running" else None
 
 
 def exchange_for(

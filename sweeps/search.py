@@ -86,7 +86,7 @@ def _run(job: Job, is_member: bool) -> int:
                 ready = worker.ready()
             search = _search(name, job, ready, folder, display, assists)
             after.callback(search.study.crew.leave)  # once the worker has saved its trials, others may have them
-            after.callback(search.trials.exchange.close)
+            after.callback(search.trials.leave)
             among_equals = is_shared(job.config.storage) or (is_member and search.study.is_shared)
             is_common = among_equals and job.config.cluster.shared_folder
             with nullcontext() if assists else locked(folder, is_common):
@@ -160,7 +160,7 @@ class Search:
             if self.leads or self.has_own_folder:
                 forget_requests(self.folder)
                 (self.folder / LOG).unlink(missing_ok=True)  # of an earlier run
-            worker.between, self.trials.between = self._heed, self._attend
+            worker.between, self.trials.between = self._meanwhile, self._attend
             if slots > 1 and measuring:
                 slots = self._measured(worker, choose)
             self._use(slots)
@@ -194,8 +194,13 @@ class Search:
             if request.study:
                 raise KeyboardInterrupt(signal.SIGINT)
 
+    def _meanwhile(self) -> None:
+        """While the worker is at work."""
+        self._heed()
+        self.trials.carry()
+
     def _attend(self) -> None:
-        """The same, and what falls to this process when the one that led is gone."""
+        """Does what was asked for, and what falls to this process when the one that led is gone."""
         self._heed()
         crew = self.study.crew
         if crew.leaderless and not (self.leads or self.assists):

@@ -19,6 +19,7 @@ from mlflow.entities import (
     RunTag,
 )
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from lora_core.errors import UserError
 from sweeps.public import public
@@ -169,6 +170,11 @@ class Store:
     def fetch_file(self, run_id: str, file: str, place: Path) -> Path:
         """Brings a file of a run to the folder `place`; returns where it is."""
         return Path(self.client.download_artifacts(run_id, file, str(place)))
+
+    def remove_files(self, run_id: str, path: str) -> None:
+        """Removes a file of a run, or a folder with all that is in it, if it is there."""
+        place = self.client.get_run(run_id).info.artifact_uri
+        get_artifact_repository(place, self.uri).delete_artifacts(path)
 
     def add_text(self, run_id: str, text: str, name: str) -> None:
         self.client.log_text(run_id, text, name)

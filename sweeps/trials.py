@@ -58,7 +58,8 @@ class Trials:
         self.running: dict[str, TrialSpec] = {}
         self._deaths: Counter[str] = Counter()  # of the training process, by trial that was running
         self.unwanted: set[str] = set()  # trials that the user wants ended
-        self.waiting: list[TrialSpec] | None = None  # those that come before any new one; None: not looked for yet
+        # Those that come before any new one, as soon as their checkpoints are here; None: not looked for yet.
+        self.waiting: list[TrialSpec] | None = None
         self.confirming = False  # no new ones any more
         self.between: Callable[[], None] = lambda: None  # called where nothing is half done
         self._noticed: set[int] = set()  # trials whose end was shown and told
@@ -79,10 +80,7 @@ class Trials:
             self.waiting = self._unfinished()
         self._run(worker, free)
         while not self._is_over():
-            with interrupts.waiting():
-                time.sleep(LOOK)
-            self.between()
-            self._run(worker, free)
+            self._run_later(worker, free)
         if self.study.is_exhausted:
             note = f"The space is exhausted: all of its {len(self.study.ended)} settings were tried."
             self.record.notes.append(note)
@@ -90,7 +88,7 @@ class Trials:
 
     def _is_over(self) -> bool:
         """Whether no trial is at work anywhere, and those of others are known here."""
-        over = self.study.is_over  # first: one that ends while they are looked at is for the next time
+        over = not self.waiting and self.study.is_over  # first: one that ends while others are looked at is for later
         self._tell()
         self._notice_others()
         self.exchange.check()
@@ -106,6 +104,14 @@ class Trials:
         for specs in missing:
             self.waiting = specs
             self._run(worker, free)
+            while self.waiting:
+                self._run_later(worker, free)
+
+    def _run_later(self, worker: Worker, free: int) -> None:
+        with interrupts.waiting():
+            time.sleep(LOOK)
+        self.between()
+        self._run(worker, free)
 
     def _run(self, worker: Worker, free: int) -> None:
         go = Go(start=self._next(free))
@@ -172,6 +178,14 @@ class Trials:
         if (keep := self.job.config.tracking.keep) != "all":
             for name in drop_adapters(self.folder, max(int(keep), at_least)):
                 self.exchange.publish_again(name)
+
+    def carry(self) -> None:
+        """Has the checkpoints of what is running here where other machines get them, beside the training."""
+        self.exchange.carry(self.running)
+
+    def leave(self) -> None:
+        """Once the training process has saved what was running, for other machines to go on with."""
+        self.exchange.leave([*self.running, *(spec.name for spec in self.waiting or [])])
 
     def hand_over(self) -> None:
         """Waits until other machines can have all that has ended here, if MLflow answers."""
@@ -273,14 +287,16 @@ class Trials:
             self.tracker.log_evaluation(spec.name, row)
 
     def _next(self, free: int) -> list[TrialSpec]:
-        specs: list[TrialSpec] = []
-        while len(specs) < free:
-            if self.waiting:
-                specs.append(self.waiting.pop(0))
-            elif self.confirming or (proposal := self.study.ask()) is None:
+        """The trials to start now. A slot waits for one whose checkpoint is on its way."""
+        waiting = self.waiting or []
+        specs = [spec for spec in waiting[:free] if self.exchange.bring(spec.name)]
+        self.waiting = [spec for spec in waiting if spec not in specs]
+        while len(specs) + len(self.waiting) < free:
+            if self.confirming or (proposal := self.study.ask()) is None:
                 break
-            elif spec := self._to_run(proposal):
-                specs.append(spec)
+            if spec := self._to_run(proposal):
+                here = not proposal.begun or self.exchange.bring(spec.name)
+                (specs if here else self.waiting).append(spec)
         return specs
 
     def _to_run(self, proposal: Proposal) -> TrialSpec | None:
@@ -288,8 +304,6 @@ class Trials:
         name = trial_name(proposal.number)
         config = trial_config(self.job.config_for(proposal.values))
         spec = TrialSpec(name, "trial", config, str(self.folder / name), proposal.number, params=proposal.values)
-        if proposal.begun:
-            self.exchange.take_over(name)
         if proposal.crashes >= ATTEMPTS:
             self.tracker.start_trial(self.record, spec)
             self._ended(_failed(spec, DIED))

@@ -10,7 +10,7 @@ import pytest
 
 from lora_core import engine as engine_module
 from lora_core.errors import UserError
-from lora_core.records import CHECKPOINT, load_trial, save_trial
+from lora_core.records import CHECKPOINT, load_trial, save_trial, saved_step
 from lora_core.stacks import Stacks
 from lora_core.trial import Evaluated
 from tests.lora_core.helpers import bits_are_promised, losses, new_engine, new_spec, run, same_result
@@ -133,6 +133,15 @@ def test_that_of_another_trial_is_not_used(tmp_path, changes):
     engine = new_engine(1)
     engine.start(other)
     assert engine.running[0][0].step == 0
+
+
+def test_where_and_beside_how_many_it_was_trained_does_not_matter(tmp_path):
+    (spec,) = interrupted(tmp_path, 6, [0])
+    assert saved_step(Path(spec.folder)) == 6
+    trainer = {**spec.config["trainer"], "slots": 7, "memory_fraction": 0.1}
+    engine = new_engine(1)
+    engine.start(replace(spec, config={**spec.config, "trainer": trainer, "keep_state": True}))
+    assert engine.running[0][0].step == 6
 
 
 @bits_are_promised

@@ -1,6 +1,7 @@
 """Runs of the command line on the tiny model with a few rows, in this process or in one of its own."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from lora_core.records import StudyRecord, TrialRecord, load_study, load_trial
 from reports.study import load
 from sweeps.cli import main
 
+ROOT = Path(__file__).parents[2]
 RATE = "optimizer.learning_rate=tag(log,interval(1e-3,1e-1))"
 RANK = "lora_parameters.rank=2,4"
 
@@ -62,11 +64,12 @@ class Place:
             words = [word for word in words if not word.startswith("search.pruner.")]
         return ["search", *words]
 
-    def start(self, *argv: str) -> subprocess.Popen:
+    def start(self, *argv: str, module: str = "sweeps") -> subprocess.Popen:
         """The command in a process of its own."""
         return subprocess.Popen(
-            [sys.executable, "-m", "sweeps", *argv],
-            cwd=self.root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            [sys.executable, "-m", module, *argv],
+            cwd=self.root, env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 
     def folder(self, study: str = "s") -> Path:

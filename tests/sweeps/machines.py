@@ -27,8 +27,8 @@ class Machines:
         settings += ["trainer.slots=1", "search/sampler=random", "search/pruner=none", *more]
         return self.place.search_arguments(*settings)
 
-    def start(self, *more: str) -> subprocess.Popen:
-        self.running.append(self.place.start(*self.arguments(*more)))
+    def start(self, *more: str, module: str = "sweeps") -> subprocess.Popen:
+        self.running.append(self.place.start(*self.arguments(*more), module=module))
         return self.running[-1]
 
     def folder(self, process: subprocess.Popen) -> str:

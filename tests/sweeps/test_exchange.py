@@ -1,6 +1,7 @@
 """What carries a trial from one machine's folder to another's, with MLflow's store in a file instead of a server."""
 
 import hashlib
+import json
 import shutil
 import signal
 import subprocess
@@ -16,17 +17,20 @@ import pytest
 from lora_core import disk
 from lora_core.errors import UserError
 from lora_core.records import (
+    CHECKPOINT,
     StudyRecord,
     TrialRecord,
     adapter_damage,
     append_metrics,
     load_metrics,
     load_trial,
+    remove_checkpoint,
     save_trial,
+    saved_step,
 )
 from sweeps import aside, exchange
 from sweeps.connect import FAILURES
-from sweeps.exchange import Exchange, SharedFolder
+from sweeps.exchange import Exchange, SharedFolder, _pack_checkpoint
 from sweeps.store import Store
 from sweeps.trouble import Trouble
 from tests.sweeps.helpers import empty_store
@@ -282,10 +286,148 @@ def test_a_trial_that_is_run_anew_is_handed_over_anew(
     assert load_trial(there.folder / NAME).value == 1.5
 
 
-def test_trials_that_begin_anew_are_told_once(machine: Callable[[str], Exchange]) -> None:
+def saved(folder: Path, step: int, name: str = NAME) -> None:
+    """What a trial that is running has on disk at that step."""
+    place = folder / name
+    place.mkdir(parents=True, exist_ok=True)
+    remove_checkpoint(place)
+    (place / f"slot-{step}.safetensors").write_bytes(str(step).encode())
+    (place / CHECKPOINT).write_text(json.dumps({"file": f"slot-{step}.safetensors", "host": {"step": step}}))
+    append_metrics(place, {"step": step, "val_loss": 1.0})
+    save_trial(place, TrialRecord(name, "trial", "running", int(name[-4:])))
+
+
+def arrays(folder: Path) -> list[bytes]:
+    return [file.read_bytes() for file in folder.glob("slot-*")]
+
+
+def test_a_checkpoint_gets_to_another_machine(machine: Callable[[str], Exchange]) -> None:
+    """The latest, and it alone; where there is one as late, none."""
+    here, there = machine("here"), machine("there")
+    for step in (10, 20):
+        saved(here.folder, step)
+        here.carry([NAME])
+        here.settle()
+        assert here.store.files(here._run(), f"checkpoints/{NAME}") == [f"checkpoints/{NAME}/{step}.zip"]
+    assert there.bring(NAME)
+    assert saved_step(there.folder / NAME) == 20 and arrays(there.folder / NAME) == [b"20"]
+    assert [row["step"] for row in load_metrics(there.folder / NAME)] == [10, 20]
+    assert load_trial(there.folder / NAME).state == "running"
+    for step, then in ((15, b"20"), (20, b"mine"), (25, b"mine")):
+        saved(there.folder, step)
+        (there.folder / NAME / f"slot-{step}.safetensors").write_bytes(b"mine")
+        assert there.bring(NAME) and arrays(there.folder / NAME) == [then]
+
+
+def test_a_trial_that_was_not_begun_or_has_ended_needs_none(machine: Callable[[str], Exchange]) -> None:
+    here, there = machine("here"), machine("there")
+    assert there.bring(NAME) and not (there.folder / NAME).exists()
+    saved(here.folder, 10)
+    here.carry([NAME])
+    here.settle()
+    trained(there.folder)
+    assert there.bring(NAME) and load_trial(there.folder / NAME).state == "complete"
+
+
+def test_a_checkpoint_goes_when_its_trial_ends(machine: Callable[[str], Exchange]) -> None:
+    here, there = machine("here"), machine("there")
+    saved(here.folder, 10)
+    here.carry([NAME])
+    shutil.rmtree(here.folder / NAME)
+    trained(here.folder)
+    wait_for(lambda: here.publish(NAME))
+    assert here.store.files(here._run(), "checkpoints") == [] and there.fetch(NAME)
+
+
+def test_a_checkpoint_that_is_half_there_is_worth_nothing(
+    machine: Callable[[str], Exchange], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So the one before is there until the next one is."""
+    here, there = machine("here"), machine("there")
+    saved(here.folder, 10)
+    here.carry([NAME])
+    here.settle()
+
+    def half(self: Store, run_id: str, file: Path, folder: str) -> None:
+        (tmp_path / file.name).write_bytes(file.read_bytes()[:-30])
+        real(self, run_id, tmp_path / file.name, folder)
+        raise FAILURES[-1]("the machine is gone")
+
+    real = Store.add_file
+    monkeypatch.setattr(Store, "add_file", half)
+    saved(here.folder, 20)
+    here.carry([NAME])
+    here.settle()
+    assert len(here.store.files(here._run(), f"checkpoints/{NAME}")) == 2
+    assert there.bring(NAME) and saved_step(there.folder / NAME) == 10
+
+
+def test_a_trial_that_ends_while_its_checkpoint_is_packed(machine: Callable[[str], Exchange], tmp_path: Path) -> None:
+    """With what lies beside the checkpoint then, it would be taken for one that has ended."""
     here = machine("here")
-    trained(here.folder, "running")
-    for name in (NAME, "trial-0004", "trial-0005"):  # of the first one the checkpoint is here
-        here.take_over(name)
-    (line,) = here.said  # type: ignore[attr-defined]
-    assert "trial-0004 first" in line
+    saved(here.folder, 10)
+    assert _pack_checkpoint(here.folder / NAME, tmp_path)
+    save_trial(here.folder / NAME, TrialRecord(NAME, "trial", "complete", 3))
+    assert _pack_checkpoint(here.folder / NAME, tmp_path) is None
+    (here.folder / NAME / "slot-10.safetensors").unlink()
+    assert _pack_checkpoint(here.folder / NAME, tmp_path) is None
+
+
+def test_checkpoints_hold_up_nothing_else(machine: Callable[[str], Exchange], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One is on its way at a time, of the trial that has waited for longest. What ends meanwhile leaves none there."""
+    here, slow, added = machine("here"), threading.Event(), []
+    names, real = ["trial-0004", NAME], Store.add_file
+
+    def add(self: Store, run_id: str, file: Path, folder: str) -> None:
+        added.append(folder)
+        if folder.startswith("checkpoints"):
+            slow.wait(10)
+        real(self, run_id, file, folder)
+
+    monkeypatch.setattr(Store, "add_file", add)
+    for step in (10, 20):
+        for name in names:
+            saved(here.folder, step, name)
+        for _ in range(3):
+            here.carry(names)
+        if step == 20:
+            wait_for(lambda: len(added) == 2)
+            shutil.rmtree(here.folder / NAME)
+            trained(here.folder)
+            wait_for(lambda: here.publish(NAME))
+        slow.set()
+        here.settle()
+        slow.clear()
+    assert added == ["checkpoints/trial-0004", f"checkpoints/{NAME}", "trials"]
+    assert here.store.files(here._run(), f"checkpoints/{NAME}") == []
+
+
+def test_who_leaves_hands_over_what_was_saved_last(
+    machine: Callable[[str], Exchange], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within reason."""
+    names = [NAME, "trial-0004"]
+    here, there, away = machine("here"), machine("there"), machine("away")
+    for name in names:
+        saved(here.folder, 10, name)
+        saved(away.folder, 20, name)
+    here.leave(names)
+    assert all(there.bring(name) for name in names) and saved_step(there.folder / "trial-0004") == 10
+    monkeypatch.setattr(exchange, "PARTING", 0.1)
+    monkeypatch.setattr(Store, "add_file", lambda *given: time.sleep(1))
+    began = time.monotonic()
+    away.leave(names)
+    assert time.monotonic() - began < 1.9, "the second one stays"
+
+
+def test_a_server_that_is_away_holds_up_no_trial(
+    machine: Callable[[str], Exchange], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It begins with what is here."""
+    here = machine("here")
+
+    def away(uri: str) -> None:
+        raise FAILURES[-1]("refused")
+
+    monkeypatch.setattr(exchange, "check_server", away)
+    assert here.bring(NAME) and here.problem is not None

@@ -1,5 +1,6 @@
 """Machines that share a study but no folder: where the MLflow server that carries their trials is away, and more."""
 
+import signal
 import time
 from pathlib import Path
 from zipfile import ZipFile
@@ -14,7 +15,9 @@ from sweeps import exchange
 from sweeps.cli import main
 from sweeps.display import Display
 from sweeps.exchange import Exchange
+from sweeps.protocol import Go, Report
 from sweeps.requests import STOPPED
+from sweeps.trials import Trials
 from tests.sweeps.faults import tried
 from tests.sweeps.machines import Apart, N, check
 from tests.sweeps.test_search import wait_for
@@ -44,6 +47,38 @@ def test_the_server_is_killed_and_comes_back(apart: Apart, alone: list[tuple]) -
     # What MLflow's pages missed may not have been told to the end.
     assert main(["sync", "s", "--output-dir", str(apart.place.folder(apart.folder(apart.leads)).parent)]) == 0
     check(apart, alone)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_trial_goes_on_elsewhere_from_its_checkpoint(
+    apart: Apart, alone: list[tuple], monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Which has come there beside the training."""
+    leads = apart.start(module="tests.sweeps.saving")
+    files = apart.place.root / "artifacts"
+
+    def steps() -> dict[str, int]:
+        """How far the checkpoints of trials are that the server has."""
+        found = sorted((path.parent.name, int(path.stem)) for path in files.glob("*/*/artifacts/checkpoints/trial-*/*"))
+        return dict(found)
+
+    wait_for(steps)
+    leads.send_signal(number)
+    leads.wait()
+    ((name, at),) = steps().items()
+    again: list[tuple[str, int]] = []
+    real = Trials._answer
+
+    def answer(self: Trials, report: Report) -> Go:
+        again.extend((event.name, event.row["step"]) for event in report.evaluated if event.again)
+        return real(self, report)
+
+    monkeypatch.setattr(Trials, "_answer", answer)
+    with tried(f"{'kill -9' if number == signal.SIGKILL else 'SIGTERM'} of a machine with a folder of its own"):
+        assert main(apart.arguments()) == 0
+        assert max(again) == (name, at - at % 4), "its last evaluation before that"
+        assert apart.place.results("machine1/s") == alone
+        assert not steps(), "they go when a trial ends"
 
 
 def test_a_slow_server_holds_up_no_training(apart: Apart, monkeypatch: pytest.MonkeyPatch) -> None:
