@@ -35,17 +35,17 @@ ENDED, CHECKPOINTS = "trials", "checkpoints"  # folders among the files of the r
 PARTING = 10.0  # seconds that a machine which leaves takes to hand over its last checkpoints
 ON_ITS_WAY = ".on-its-way-"  # an adapter may be too large for /tmp
 PAUSE = 15.0  # seconds before a server that failed is tried again
-PATIENCE = 600.0  # seconds that a machine with nothing else left to do waits for it
+PATIENCE = 600.0  # seconds that a machine with nothing else left to do waits for it, or for a drive
 
 
 class SharedFolder:
     """Nothing has to be handed over: what one machine writes to `folder`, all of them see."""
 
     problem: str | None = None
-    comes_later = False
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._missed: dict[str, float] = {}  # trials that are not to be seen yet, and since when
 
     def open(self, study: Study, record: StudyRecord) -> None:
         """It is there."""
@@ -57,7 +57,11 @@ class SharedFolder:
         """It has changed for all."""
 
     def fetch(self, name: str) -> bool:
-        return has_ended(self.folder / name)  # a network drive may be slower than the database
+        if has_ended(self.folder / name):
+            self._missed.pop(name, None)
+            return True
+        self._missed.setdefault(name, time.monotonic())  # a network drive may be slower than the database
+        return False
 
     def gather(self, names: list[str]) -> bool:
         return True
@@ -72,7 +76,10 @@ class SharedFolder:
         """Others go on with it in this very folder."""
 
     def check(self) -> None:
-        """It is always there."""
+        """Raises Trouble where waiting for the drive has been in vain."""
+        for name, since in self._missed.items():
+            if time.monotonic() - since > PATIENCE:
+                raise Trouble(f"{self.folder / name} cannot be seen, though another machine has ended that trial.")
 
     def settle(self) -> None:
         """Nothing is under way."""
@@ -87,8 +94,6 @@ class Exchange:
     any thread. A server that fails is left alone for a while; `problem` says why.
 
     What is published or fetched goes its way beside the training, so that it may be done only when asked for again."""
-
-    comes_later = True
 
     def __init__(
         self, store: Store, run_id: str | None, folder: Path, say: Callable[[str], None], workers: int = 1

@@ -92,7 +92,7 @@ class Trials:
         self._tell()
         self._notice_others()
         self.exchange.check()
-        return over and (not self.exchange.comes_later or all(t.number in self._noticed for t in self.study.ended))
+        return over and all(trial.number in self._noticed for trial in self.study.ended)
 
     def confirm(self, worker: Worker, free: int) -> None:
         """Trains the best again with other seeds, those of one seed together: they share the order of the data.

@@ -106,9 +106,10 @@ class Apart(Machines):
         return True
 
 
-def check(machines: Machines, alone: list[tuple]) -> None:
-    """Every number once, every trial as it is without company, and the study at its end, in all three places."""
-    place, folder = machines.place, machines.folder(machines.leads)
+def check(machines: Machines, alone: list[tuple], folder: str | None = None) -> None:
+    """Every number once, every trial as it is without company, and the study at its end, in all three places. `folder`:
+    of the one that leads, where that is no process of `machines`."""
+    place, folder = machines.place, folder or machines.folder(machines.leads)
     assert place.results(folder) == alone
     assert place.record(folder).state == "complete"
     for trial in place.trials(folder):  # whoever has trained it

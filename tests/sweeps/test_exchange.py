@@ -111,15 +111,20 @@ def test_what_a_killed_process_has_left(machine: Callable[[str], Exchange], monk
         assert {path.name for path in here.folder.iterdir()} == {NAME, Path(used).name}
 
 
-def test_what_has_not_ended_yet_in_a_shared_folder(tmp_path: Path) -> None:
+def test_what_has_not_ended_yet_in_a_shared_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The drive may show for a while what was there before the trial has ended."""
     shared = SharedFolder(tmp_path)
     assert not shared.fetch(NAME)
     trained(tmp_path, "running")
     assert not shared.fetch(NAME)
+    shared.check()
+    monkeypatch.setattr(exchange, "PATIENCE", 0.0)
+    with pytest.raises(Trouble, match=f"{NAME} cannot be seen"):
+        shared.check()
     shutil.rmtree(tmp_path / NAME)
     trained(tmp_path)
     assert shared.fetch(NAME)
+    shared.check()
 
 
 def test_a_trial_gets_to_another_machine(machine: Callable[[str], Exchange]) -> None:

@@ -11,6 +11,7 @@ import pytest
 from optuna.trial import TrialState
 
 from lora_core.records import StudyRecord, load_trials
+from sweeps import exchange
 from sweeps.cli import main
 from sweeps.crew import Crew
 from sweeps.display import Display
@@ -127,6 +128,29 @@ def test_one_that_has_slept_knows_at_once_that_it_leads_no_more(
     assert "taken over trials of this one" in out and "Another process leads the study now" in out
     together.finish()
     check(together, alone)
+
+
+@pytest.mark.faults
+def test_a_drive_that_is_slower_than_the_database(
+    together: Machines, alone: list[tuple], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that leads finishes the study once it sees what the other one has trained to the end."""
+    real, asked = exchange.has_ended, {}
+
+    def late(folder: Path) -> bool:
+        return real(folder) and time.monotonic() - asked.setdefault(folder.name, time.monotonic()) > 3
+
+    def joined() -> None:
+        wait_for((together.place.folder() / "study.json").exists)
+        together.start()
+
+    monkeypatch.setattr(exchange, "has_ended", late)
+    monkeypatch.setattr(Study, "ask", lambda self: None)  # the trials are the other one's
+    monkeypatch.setattr(Study, "is_over", property(lambda self: len(self.ended) == N))
+    Thread(target=joined).start()
+    assert main(together.arguments()) == 0
+    together.finish()
+    check(together, alone, "s")
 
 
 @pytest.mark.faults
