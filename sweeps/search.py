@@ -168,6 +168,8 @@ class Search:
                 with members(self.job.argv, self.record.study, shares, self._note):
                     slots = self._train(self.trials.train, worker, slots)
                 self._await_lead()
+                if self.leads and self.trials.waiting:  # what the one that led has left
+                    slots = self._train(self.trials.train, worker, slots)
                 if self.leads:
                     self._train(self.trials.confirm, worker, slots)
             if self.leads:
@@ -351,6 +353,7 @@ class Search:
         closing.score(worker, self.tracker)
         closing.sample(worker)
         self.trials.drop_adapters()
+        self.trials.exchange.finish()
         self.record.ended = now()
         self._save("complete")
         report = closing.report()

@@ -1,5 +1,6 @@
 """The trials of a search: ask, train, tell, until the study has all of them."""
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -31,7 +32,9 @@ from sweeps.study_folder import ended_already, has_completed
 from sweeps.telling import Teller
 
 REFERENCES = ("base", "default")
-LOOK = 0.5  # seconds between two looks at trials of other processes
+LOOK = 0.5  # seconds between two looks at trials of other processes,
+MOMENT = 0.1  # and at what is on its way to them
+PARTING = 10.0  # seconds that one that is interrupted takes to hand over what it has
 ATTEMPTS = 3  # at a trial on which the training process dies
 OUT_OF_MEMORY = "out of memory"
 DIED = f"the training process died on it {ATTEMPTS} times"
@@ -56,6 +59,7 @@ class Trials:
         self.tracker = tracker
         self.display = display
         self.running: dict[str, TrialSpec] = {}
+        self._here: set[str] = set()  # trials that were started by this process, so that nobody has more of them
         self._deaths: Counter[str] = Counter()  # of the training process, by trial that was running
         self.unwanted: set[str] = set()  # trials that the user wants ended
         # Those that come before any new one, as soon as their checkpoints are here; None: not looked for yet.
@@ -83,8 +87,9 @@ class Trials:
             self._run_later(worker, free)
         if self.study.is_exhausted:
             note = f"The space is exhausted: all of its {len(self.study.ended)} settings were tried."
-            self.record.notes.append(note)
-            self.display.say(note)
+            if note not in self.record.notes:
+                self.record.notes.append(note)
+                self.display.say(note)
 
     def _is_over(self) -> bool:
         """Whether no trial is at work anywhere, and those of others are known here."""
@@ -152,6 +157,7 @@ class Trials:
         lost = self.study.lost()
         for number in lost:
             self.study.give_up(number)
+            self._here.discard(trial_name(number))
             self.exchange.discard(trial_name(number))
         self._untold = [record for record in self._untold if record.role != "trial" or record.number not in lost]
         self.again()
@@ -181,19 +187,24 @@ class Trials:
 
     def carry(self) -> None:
         """Has the checkpoints of what is running here where other machines get them, beside the training."""
-        self.exchange.carry(self.running)
+        self.exchange.carry(self.running, lambda: not self.study.lost())
 
     def leave(self) -> None:
-        """Once the training process has saved what was running, for other machines to go on with."""
-        self.exchange.leave([*self.running, *(spec.name for spec in self.waiting or [])])
+        """Once the training process has saved what was running: other machines may go on with it."""
+        self.exchange.part([*self.running, *(spec.name for spec in self.waiting or [])])
+        self.hand_over(PARTING)
+        self.exchange.close()
 
-    def hand_over(self) -> None:
-        """Waits until other machines can have all that has ended here, if MLflow answers."""
-        while self._untold and self.exchange.problem is None:
+    def hand_over(self, seconds: float = math.inf) -> None:
+        """Waits until other machines can have all that they are to have of this one, if MLflow answers, or for so
+        long."""
+        until = time.monotonic() + seconds
+        while (self._untold or not self.exchange.is_idle) and self.exchange.problem is None:
+            if time.monotonic() > until:
+                break
             self._tell()
             with interrupts.waiting():
-                time.sleep(LOOK)
-        self.exchange.settle()
+                time.sleep(MOMENT)
 
     def _answer(self, report: Report) -> Go:
         if self.study.lost():
@@ -236,6 +247,7 @@ class Trials:
     def _started(self, specs: list[TrialSpec]) -> None:
         for spec in specs:
             self.running[spec.name] = spec
+            self._here.add(spec.name)
             self.display.started(spec)
 
     def _ended(self, record: TrialRecord) -> None:
@@ -289,15 +301,18 @@ class Trials:
     def _next(self, free: int) -> list[TrialSpec]:
         """The trials to start now. A slot waits for one whose checkpoint is on its way."""
         waiting = self.waiting or []
-        specs = [spec for spec in waiting[:free] if self.exchange.bring(spec.name)]
+        specs = [spec for spec in waiting[:free] if self._can_start(spec)]
         self.waiting = [spec for spec in waiting if spec not in specs]
         while len(specs) + len(self.waiting) < free:
             if self.confirming or (proposal := self.study.ask()) is None:
                 break
             if spec := self._to_run(proposal):
-                here = not proposal.begun or self.exchange.bring(spec.name)
-                (specs if here else self.waiting).append(spec)
+                (specs if not proposal.begun or self._can_start(spec) else self.waiting).append(spec)
         return specs
+
+    def _can_start(self, spec: TrialSpec) -> bool:
+        """Whether its latest checkpoint is here, if there is any."""
+        return spec.name in self._here or self.exchange.bring(spec.name)
 
     def _to_run(self, proposal: Proposal) -> TrialSpec | None:
         """The trial, unless it has ended: on disk but not in Optuna, or by killing the training process."""

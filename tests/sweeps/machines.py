@@ -3,6 +3,7 @@
 import subprocess
 
 import optuna
+from optuna.trial import TrialState
 
 from lora_core.records import adapter_damage, load_metrics
 from tests.sweeps.helpers import Place
@@ -42,6 +43,12 @@ class Machines:
         where, _ = attributes[f"process {attributes['lead']}"]
         (process,) = (process for process in self.running if where.endswith(f"process {process.pid}"))
         return process
+
+    def works(self, process: subprocess.Popen) -> bool:
+        """Whether the study takes it for one that is at work on a trial."""
+        attributes, running = self.study.user_attrs, self.study.get_trials(states=(TrialState.RUNNING,))
+        owners = [attributes[f"process {trial.user_attrs['process']}"] for trial in running]
+        return any(where.endswith(f"process {process.pid}") for where, _ in owners)
 
     def start_two(self) -> tuple[subprocess.Popen, subprocess.Popen]:
         """Two that have begun a trial each: the one that leads, and the one that has joined it."""

@@ -1,6 +1,11 @@
-"""`python -m tests.sweeps.saving WORDS`: the command line, whose training processes write checkpoints all the time."""
+"""`python -m tests.sweeps.saving WORDS`: the command line, whose training processes write checkpoints all the time.
+
+With STOPPED in the environment, the processes of that group get SIGSTOP as the first checkpoint is about to be sent.
+"""
 
 import math
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -28,10 +33,21 @@ class Popen(subprocess.Popen):
         super().__init__(argv, **options)
 
 
-if __name__ == "__main__" and len(sys.argv) == 1:
-    work()
-elif __name__ == "__main__":
+def main() -> int:
     from sweeps.cli import main
+    from sweeps.store import Store
 
     subprocess.Popen = Popen  # type: ignore[misc]
-    sys.exit(main(sys.argv[1:]))
+    real = Store.add_file
+
+    def add(self: Store, run_id: str, file: Path, folder: str) -> None:
+        if "STOPPED" in os.environ and folder.startswith("checkpoints/"):
+            os.killpg(int(os.environ["STOPPED"]), signal.SIGSTOP)
+        real(self, run_id, file, folder)
+
+    Store.add_file = add  # type: ignore[method-assign]
+    return main(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main() if sys.argv[1:] else work())

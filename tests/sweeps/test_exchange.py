@@ -1,5 +1,6 @@
 """What carries a trial from one machine's folder to another's, with MLflow's store in a file instead of a server."""
 
+import errno
 import hashlib
 import json
 import shutil
@@ -28,9 +29,10 @@ from lora_core.records import (
     save_trial,
     saved_step,
 )
-from sweeps import aside, exchange
+from sweeps import exchange, parcels
 from sweeps.connect import FAILURES
-from sweeps.exchange import Exchange, SharedFolder, _pack_checkpoint
+from sweeps.exchange import Exchange, SharedFolder
+from sweeps.parcels import ON_ITS_WAY, Parcels
 from sweeps.store import Store
 from sweeps.trouble import Trouble
 from tests.sweeps.helpers import empty_store
@@ -43,23 +45,24 @@ import os, signal, sys
 from pathlib import Path
 from types import SimpleNamespace
 from sweeps.exchange import Exchange
+from sweeps.parcels import Parcels
 
 store = SimpleNamespace(add_file=lambda *given: os.kill(os.getpid(), signal.SIGKILL))
-Exchange(store, "run", Path(sys.argv[1]), print)._publish(sys.argv[2])
+Exchange(Parcels(store, "run", Path(sys.argv[1]), print))._publish(sys.argv[2])
 """
 
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Exchange]:
     """The exchange of a machine by that name; the lines that it says are its `said`."""
-    monkeypatch.setattr(exchange, "check_server", lambda uri: None)
+    monkeypatch.setattr(parcels, "check_server", lambda uri: None)
     (tmp_path / "mlflow.db").write_bytes(empty_store())
     store = Store(f"sqlite:///{tmp_path}/mlflow.db", "tests")
     run_id = store.create_run("s", {}, {})
 
     def make(name: str) -> Exchange:
         said: list[str] = []
-        there = Exchange(store, run_id, tmp_path / name, said.append)
+        there = Exchange(Parcels(store, run_id, tmp_path / name, said.append))
         there.said = said  # type: ignore[attr-defined]
         return there
 
@@ -91,8 +94,8 @@ def test_another_server(machine: Callable[[str], Exchange], monkeypatch: pytest.
     monkeypatch.setattr(Store, "artifact_location", "mlflow-artifacts:/1")
     joins, record, here = SimpleNamespace(crew=SimpleNamespace(leads=False)), StudyRecord("s"), machine("here")
     here.open(joins, record)  # type: ignore[arg-type]
-    assert record.tracking == {"run_id": here.run_id}
-    here.run_id = "0" * 32
+    assert record.tracking == {"run_id": here.parcels.run_id}
+    here.parcels.run_id = "0" * 32
     with pytest.raises(UserError, match="does not know study=s"):
         here.open(joins, record)  # type: ignore[arg-type]
 
@@ -104,7 +107,7 @@ def test_what_a_killed_process_has_left(machine: Callable[[str], Exchange], monk
     killed = subprocess.run([sys.executable, "-c", KILLED, str(here.folder), NAME])
     (left,) = here.folder.glob(".*")
     assert killed.returncode == -signal.SIGKILL and (left / f"{NAME}.zip").stat().st_size
-    with disk.scratch(here.folder, exchange.ON_ITS_WAY) as used:
+    with disk.scratch(here.folder, ON_ITS_WAY) as used:
         monkeypatch.setattr(Store, "artifact_location", "mlflow-artifacts:/1")
         joins = SimpleNamespace(crew=SimpleNamespace(leads=False))
         here.open(joins, StudyRecord("s"))  # type: ignore[arg-type]
@@ -131,7 +134,7 @@ def test_a_trial_gets_to_another_machine(machine: Callable[[str], Exchange]) -> 
     here, there = machine("here"), machine("there")
     sent = trained(here.folder)
     assert not there.fetch(NAME), "nothing was handed over yet"
-    there.problem = None
+    there.parcels.problem = None
     assert here.publish(NAME) and there.fetch(NAME)
     place = there.folder / NAME
     got = load_trial(place)
@@ -173,16 +176,16 @@ def test_an_adapter_that_goes_while_it_is_packed(
 ) -> None:
     """Another worker of the machine has found it not to be among those that are kept."""
     here, there = machine("here"), machine("there")
-    record, real = trained(here.folder), exchange.ZipFile.write
+    record, real = trained(here.folder), parcels.ZipFile.write
 
-    def write(packed: exchange.ZipFile, path: Path, *given: object) -> None:
+    def write(packed: parcels.ZipFile, path: Path, *given: object) -> None:
         if (adapter := here.folder / NAME / "adapters").exists():
             shutil.rmtree(adapter)
             record.adapter = None
             save_trial(here.folder / NAME, record)
         real(packed, path, *given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(exchange.ZipFile, "write", write)
+    monkeypatch.setattr(parcels.ZipFile, "write", write)
     assert here.publish(NAME) and there.fetch(NAME)
     assert load_trial(there.folder / NAME).adapter is None and not (there.folder / NAME / "adapters").exists()
 
@@ -209,10 +212,10 @@ def test_all_that_was_handed_over(machine: Callable[[str], Exchange]) -> None:
 def test_what_ends_while_all_is_fetched_is_fetched_too(
     machine: Callable[[str], Exchange], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(aside, "MOMENT", 0.0)
+    monkeypatch.setattr(parcels, "MOMENT", 0.0)
     here, leads = machine("here"), machine("leads")
     assert not leads.gather([])
-    leads.settle()
+    wait_for(lambda: leads.is_idle)
     trained(here.folder)
     wait_for(lambda: here.publish(NAME))
     assert not leads.gather([NAME]), "what is done was asked for before"
@@ -229,17 +232,17 @@ def test_a_server_that_is_away(machine: Callable[[str], Exchange], monkeypatch: 
         asked.append(uri)
         raise FAILURES[-1]("refused")
 
-    monkeypatch.setattr(exchange, "check_server", away)
+    monkeypatch.setattr(parcels, "check_server", away)
     assert not here.publish(NAME) and not here.publish(NAME)
     assert len(asked) == 1
     here.check()
-    monkeypatch.setattr(exchange, "PAUSE", 0.0)
+    monkeypatch.setattr(parcels, "PAUSE", 0.0)
     assert not here.publish(NAME)
     monkeypatch.setattr(exchange, "PATIENCE", 0.0)
     with pytest.raises(Trouble, match="refused"):
         here.check()
-    monkeypatch.setattr(exchange, "check_server", lambda uri: None)
-    assert here.publish(NAME)
+    monkeypatch.setattr(parcels, "check_server", lambda uri: None)
+    wait_for(lambda: here.publish(NAME))
     here.check()
     first, second = here.said  # type: ignore[attr-defined]
     assert "does not answer (refused)" in first and "answers again" in second
@@ -247,7 +250,7 @@ def test_a_server_that_is_away(machine: Callable[[str], Exchange], monkeypatch: 
 
 def test_slow_files_hold_up_nobody(machine: Callable[[str], Exchange], monkeypatch: pytest.MonkeyPatch) -> None:
     """They go their way in a thread of their own; whoever asks again learns that they have got there."""
-    monkeypatch.setattr(aside, "MOMENT", 0.01)
+    monkeypatch.setattr(parcels, "MOMENT", 0.01)
     here, there, leads, slow = machine("here"), machine("there"), machine("leads"), threading.Event()
     trained(here.folder)
     for name in ("add_file", "fetch_file"):
@@ -272,7 +275,7 @@ def test_what_is_dropped_while_it_is_on_its_way(machine: Callable[[str], Exchang
     record.adapter = None
     save_trial(here.folder / NAME, record)
     here.publish_again(NAME)
-    here.settle()
+    wait_for(lambda: here.is_idle)
     assert there.fetch(NAME) and load_trial(there.folder / NAME).adapter is None
 
 
@@ -280,7 +283,7 @@ def test_a_trial_that_is_run_anew_is_handed_over_anew(
     machine: Callable[[str], Exchange], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """That it was on its way before another machine took it says nothing."""
-    monkeypatch.setattr(aside, "MOMENT", 0.0)
+    monkeypatch.setattr(parcels, "MOMENT", 0.0)
     here, there = machine("here"), machine("there")
     trained(here.folder, value=2.5)
     here.publish(NAME)
@@ -302,6 +305,11 @@ def saved(folder: Path, step: int, name: str = NAME) -> None:
     save_trial(place, TrialRecord(name, "trial", "running", int(name[-4:])))
 
 
+def carried(here: Exchange, names: list[str]) -> None:
+    here.carry(names, lambda: True)
+    wait_for(lambda: here.is_idle)
+
+
 def arrays(folder: Path) -> list[bytes]:
     return [file.read_bytes() for file in folder.glob("slot-*")]
 
@@ -311,9 +319,8 @@ def test_a_checkpoint_gets_to_another_machine(machine: Callable[[str], Exchange]
     here, there = machine("here"), machine("there")
     for step in (10, 20):
         saved(here.folder, step)
-        here.carry([NAME])
-        here.settle()
-        assert here.store.files(here._run(), f"checkpoints/{NAME}") == [f"checkpoints/{NAME}/{step}.zip"]
+        carried(here, [NAME])
+        assert here.parcels.there(f"checkpoints/{NAME}") == [f"checkpoints/{NAME}/{step}.zip"]
     assert there.bring(NAME)
     assert saved_step(there.folder / NAME) == 20 and arrays(there.folder / NAME) == [b"20"]
     assert [row["step"] for row in load_metrics(there.folder / NAME)] == [10, 20]
@@ -328,8 +335,7 @@ def test_a_trial_that_was_not_begun_or_has_ended_needs_none(machine: Callable[[s
     here, there = machine("here"), machine("there")
     assert there.bring(NAME) and not (there.folder / NAME).exists()
     saved(here.folder, 10)
-    here.carry([NAME])
-    here.settle()
+    carried(here, [NAME])
     trained(there.folder)
     assert there.bring(NAME) and load_trial(there.folder / NAME).state == "complete"
 
@@ -337,11 +343,11 @@ def test_a_trial_that_was_not_begun_or_has_ended_needs_none(machine: Callable[[s
 def test_a_checkpoint_goes_when_its_trial_ends(machine: Callable[[str], Exchange]) -> None:
     here, there = machine("here"), machine("there")
     saved(here.folder, 10)
-    here.carry([NAME])
+    here.carry([NAME], lambda: True)
     shutil.rmtree(here.folder / NAME)
     trained(here.folder)
     wait_for(lambda: here.publish(NAME))
-    assert here.store.files(here._run(), "checkpoints") == [] and there.fetch(NAME)
+    assert here.parcels.there("checkpoints") == [] and there.fetch(NAME)
 
 
 def test_a_checkpoint_that_is_half_there_is_worth_nothing(
@@ -350,8 +356,7 @@ def test_a_checkpoint_that_is_half_there_is_worth_nothing(
     """So the one before is there until the next one is."""
     here, there = machine("here"), machine("there")
     saved(here.folder, 10)
-    here.carry([NAME])
-    here.settle()
+    carried(here, [NAME])
 
     def half(self: Store, run_id: str, file: Path, folder: str) -> None:
         (tmp_path / file.name).write_bytes(file.read_bytes()[:-30])
@@ -361,21 +366,21 @@ def test_a_checkpoint_that_is_half_there_is_worth_nothing(
     real = Store.add_file
     monkeypatch.setattr(Store, "add_file", half)
     saved(here.folder, 20)
-    here.carry([NAME])
-    here.settle()
-    assert len(here.store.files(here._run(), f"checkpoints/{NAME}")) == 2
+    carried(here, [NAME])
+    assert len(here.parcels.there(f"checkpoints/{NAME}")) == 2
     assert there.bring(NAME) and saved_step(there.folder / NAME) == 10
 
 
-def test_a_trial_that_ends_while_its_checkpoint_is_packed(machine: Callable[[str], Exchange], tmp_path: Path) -> None:
+def test_a_trial_that_ends_while_its_checkpoint_is_packed(machine: Callable[[str], Exchange]) -> None:
     """With what lies beside the checkpoint then, it would be taken for one that has ended."""
     here = machine("here")
     saved(here.folder, 10)
-    assert _pack_checkpoint(here.folder / NAME, tmp_path)
     save_trial(here.folder / NAME, TrialRecord(NAME, "trial", "complete", 3))
-    assert _pack_checkpoint(here.folder / NAME, tmp_path) is None
-    (here.folder / NAME / "slot-10.safetensors").unlink()
-    assert _pack_checkpoint(here.folder / NAME, tmp_path) is None
+    carried(here, [NAME])
+    saved(here.folder, 20)
+    (here.folder / NAME / "slot-20.safetensors").unlink()
+    carried(here, [NAME])
+    assert here.parcels.there("checkpoints") == [] and here.problem is None
 
 
 def test_checkpoints_hold_up_nothing_else(machine: Callable[[str], Exchange], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -394,35 +399,89 @@ def test_checkpoints_hold_up_nothing_else(machine: Callable[[str], Exchange], mo
         for name in names:
             saved(here.folder, step, name)
         for _ in range(3):
-            here.carry(names)
+            here.carry(names, lambda: True)
         if step == 20:
             wait_for(lambda: len(added) == 2)
             shutil.rmtree(here.folder / NAME)
             trained(here.folder)
             wait_for(lambda: here.publish(NAME))
         slow.set()
-        here.settle()
+        wait_for(lambda: here.is_idle)
         slow.clear()
     assert added == ["checkpoints/trial-0004", f"checkpoints/{NAME}", "trials"]
-    assert here.store.files(here._run(), f"checkpoints/{NAME}") == []
+    assert here.parcels.there(f"checkpoints/{NAME}") == []
 
 
-def test_who_leaves_hands_over_what_was_saved_last(
-    machine: Callable[[str], Exchange], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Within reason."""
+def test_who_leaves_hands_over_what_was_saved_last(machine: Callable[[str], Exchange]) -> None:
+    """All of it that is not there yet."""
     names = [NAME, "trial-0004"]
-    here, there, away = machine("here"), machine("there"), machine("away")
+    here, there = machine("here"), machine("there")
     for name in names:
         saved(here.folder, 10, name)
-        saved(away.folder, 20, name)
-    here.leave(names)
-    assert all(there.bring(name) for name in names) and saved_step(there.folder / "trial-0004") == 10
-    monkeypatch.setattr(exchange, "PARTING", 0.1)
-    monkeypatch.setattr(Store, "add_file", lambda *given: time.sleep(1))
-    began = time.monotonic()
-    away.leave(names)
-    assert time.monotonic() - began < 1.9, "the second one stays"
+    carried(here, names)
+    here.part(names)
+    wait_for(lambda: here.is_idle)
+    here.close()
+    for name in names:
+        wait_for(lambda name=name: there.bring(name))  # type: ignore[misc]
+        assert saved_step(there.folder / name) == 10
+
+
+def test_one_that_has_slept_hands_over_no_checkpoint(machine: Callable[[str], Exchange]) -> None:
+    """Another machine may have gone on with the trial, and be further."""
+    here, there = machine("here"), machine("there")
+    saved(here.folder, 10)
+    here.carry([NAME], lambda: False)
+    assert here.is_idle and here.parcels.there("checkpoints") == []
+    saved(there.folder, 20)
+    carried(there, [NAME])
+    carried(here, [NAME])
+    assert here.parcels.there(f"checkpoints/{NAME}") == [f"checkpoints/{NAME}/20.zip"]
+    here.finish()
+    wait_for(lambda: here.is_idle)
+    assert here.parcels.there("checkpoints") == []
+
+
+def test_a_checkpoint_that_could_not_be_sent_is_sent_later(
+    machine: Callable[[str], Exchange], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, real, faults = machine("here"), Store.add_file, [FAILURES[-1]("refused")]
+    monkeypatch.setattr(parcels, "PAUSE", 0.0)
+
+    def failing(*given: object) -> None:
+        if faults:
+            raise faults.pop()
+        real(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Store, "add_file", failing)
+    saved(here.folder, 10)
+    carried(here, [NAME])
+    assert here.problem == "refused"
+    carried(here, [NAME])
+    assert here.problem is None and len(here.parcels.there(f"checkpoints/{NAME}")) == 1
+    faults.append(OSError(errno.ENOSPC, "no room"))
+    saved(here.folder, 20)
+    carried(here, [NAME])
+    with pytest.raises(OSError, match="no room"):
+        carried(here, [NAME])
+
+
+def test_what_is_left_of_a_trial_of_another_machine_is_not_handed_over(
+    machine: Callable[[str], Exchange], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its adapter was to be dropped everywhere, when the other one took it over."""
+    here, there, slow, real = machine("here"), machine("there"), threading.Event(), Store.add_file
+    monkeypatch.setattr(Store, "add_file", lambda *given: slow.wait(10) and real(*given))
+    trained(here.folder)
+    shutil.copytree(here.folder / NAME, here.folder / "trial-0004")
+    assert not here.publish("trial-0004")
+    here.publish_again(NAME)
+    here.discard(NAME)
+    slow.set()
+    wait_for(lambda: here.is_idle)
+    assert here.problem is None and not (here.folder / NAME).exists()
+    assert here.parcels.there("trials") == ["trials/trial-0004.zip"]
+    assert not there.fetch(NAME)
 
 
 def test_a_server_that_is_away_holds_up_no_trial(
@@ -434,5 +493,20 @@ def test_a_server_that_is_away_holds_up_no_trial(
     def away(uri: str) -> None:
         raise FAILURES[-1]("refused")
 
-    monkeypatch.setattr(exchange, "check_server", away)
-    assert here.bring(NAME) and here.problem is not None
+    monkeypatch.setattr(parcels, "check_server", away)
+    wait_for(lambda: here.bring(NAME))
+    assert here.problem is not None
+
+
+def test_a_checkpoint_that_is_fetched_waits_for_none_that_is_sent(
+    machine: Callable[[str], Exchange], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there, slow, real = machine("here"), machine("there"), threading.Event(), Store.add_file
+    saved(there.folder, 10)
+    carried(there, [NAME])
+    monkeypatch.setattr(Store, "add_file", lambda *given: slow.wait(10) and real(*given))
+    saved(here.folder, 10, "trial-0004")
+    here.carry(["trial-0004"], lambda: True)
+    wait_for(lambda: here.bring(NAME))
+    assert not here.is_idle and saved_step(here.folder / NAME) == 10
+    slow.set()

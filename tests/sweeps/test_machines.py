@@ -90,9 +90,11 @@ def test_one_of_two_sleeps(machines: Machines, alone: list[tuple], who: str) -> 
     leads, joins = machines.start_two()
     sleeper = leads if who == "the one that leads" else joins
     both = [sleeper.pid, *map(int, children(sleeper))]
+    wait_for(lambda: machines.works(sleeper))
     for process in both:
         signal_to(process, signal.SIGSTOP)
     time.sleep(3 * GRACE)
+    wait_for(lambda: not machines.works(sleeper) and machines.leads is not sleeper)
     for process in reversed(both):  # while their parent sleeps, its children are there, dead or alive
         signal_to(process, signal.SIGCONT)
     out = "".join(machines.finish().values())

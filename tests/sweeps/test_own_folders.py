@@ -1,5 +1,6 @@
 """Machines that share a study but no folder: where the MLflow server that carries their trials is away, and more."""
 
+import os
 import signal
 import time
 from pathlib import Path
@@ -8,18 +9,19 @@ from zipfile import ZipFile
 import pytest
 from optuna.trial import TrialState
 
-from lora_core.records import load_trials
+from lora_core.records import load_metrics, load_trials
 from lora_core.trial import TrialSpec
 from reports.study import load
-from sweeps import exchange
+from sweeps import exchange, parcels
 from sweeps.cli import main
 from sweeps.display import Display
 from sweeps.exchange import Exchange
 from sweeps.protocol import Go, Report
 from sweeps.requests import STOPPED
-from sweeps.trials import Trials
+from sweeps.trials import PARTING, Trials
 from tests.sweeps.faults import tried
 from tests.sweeps.machines import Apart, N, check
+from tests.sweeps.test_machines import children, signal_to
 from tests.sweeps.test_search import wait_for
 
 COMPLETE, RUNNING = TrialState.COMPLETE, TrialState.RUNNING
@@ -81,22 +83,57 @@ def test_a_trial_goes_on_elsewhere_from_its_checkpoint(
         assert not steps(), "they go when a trial ends"
 
 
+def test_a_server_that_hangs_holds_up_no_end(apart: Apart, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a checkpoint is on its way to it; others can have the trials of a machine only once that is gone."""
+    server = apart.server.process.pid
+    monkeypatch.setenv("STOPPED", str(server))
+    machine = apart.start("trainer.iters=3000", module="tests.sweeps.saving")
+    try:
+        wait_for(lambda: Path(f"/proc/{server}/stat").read_text().split()[2] == "T")
+        machine.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        machine.wait()
+        assert time.monotonic() - began < PARTING + 30, "seconds to save the trials, and to give up telling MLflow"
+    finally:
+        os.killpg(server, signal.SIGCONT)
+
+
+def test_the_default_settings_are_trained_by_who_leads_last(apart: Apart) -> None:
+    """Also if no trial is left by then."""
+    more = ("n_trials=1", "trainer.iters=600")
+    leads = apart.start(*more)
+    folder = apart.place.folder(apart.folder(leads))
+    wait_for((folder / "default" / "trial.json").exists)
+    trains = [int(child) for child in children(leads)]
+    for process in trains:
+        signal_to(process, signal.SIGSTOP)
+    joins = apart.start(*more)
+    there = apart.place.folder(apart.folder(joins))
+    wait_for(lambda: any(row["step"] > 560 for row in load_metrics(there / "trial-0000")))
+    leads.kill()
+    for process in trains:
+        signal_to(process, signal.SIGKILL)
+    (out,) = apart.finish(leads).values()
+    assert "This one leads it now" in out
+    assert {t.name for t in load_trials(there) if t.state == "complete"} == {"base", "default", "trial-0000"}
+
+
 def test_a_slow_server_holds_up_no_training(apart: Apart, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a file is on its way, the slot that has become free takes its next trial."""
     under_way, started = [], []
-    carry, start = exchange._pack, Display.started
+    carry, start = exchange._whole, Display.started
 
-    def carried(folder: Path, file: Path) -> None:
+    def carried(folder: Path) -> dict[str, Path | str]:
         under_way.append(folder.name)
         time.sleep(3)
         under_way.clear()
-        carry(folder, file)
+        return carry(folder)
 
     def noted(self: Display, spec: TrialSpec) -> None:
         started.append([*under_way])
         start(self, spec)
 
-    monkeypatch.setattr(exchange, "_pack", carried)
+    monkeypatch.setattr(exchange, "_whole", carried)
     monkeypatch.setattr(Display, "started", noted)
     assert main(apart.arguments("n_trials=3")) == 0
     assert any(started), started
@@ -147,7 +184,7 @@ def test_the_server_stays_away(
 
     monkeypatch.setattr(Display, "evaluated", evaluated)
     monkeypatch.setattr(exchange, "PATIENCE", 3.0)
-    monkeypatch.setattr(exchange, "PAUSE", 1.0)
+    monkeypatch.setattr(parcels, "PAUSE", 1.0)
     command = apart.arguments()
     assert main(command) == 1
     captured = capsys.readouterr()
