@@ -74,7 +74,8 @@ class Checkpoints:
 
     def _there(self, name: str) -> dict[int, str]:
         """The paths of those that machines have handed over, by their steps."""
-        return {int(Path(file).stem): file for file in self.parcels.there(_place(name))}
+        files = self.parcels.there(_place(name))
+        return {int(Path(file).stem): file for file in files if Path(file).stem.isdigit()}  # a store may show parts too
 
     def _send(self, name: str) -> None:
         """In place of earlier ones."""

@@ -61,7 +61,9 @@ def test_a_trial_goes_on_elsewhere_from_its_checkpoint(
 
     def steps() -> dict[str, int]:
         """How far the checkpoints of trials are that the server has."""
-        found = sorted((path.parent.name, int(path.stem)) for path in files.glob("*/*/artifacts/checkpoints/trial-*/*"))
+        found = sorted(
+            (path.parent.name, int(path.stem)) for path in files.glob("*/*/artifacts/checkpoints/trial-*/*.zip")
+        )
         return dict(found)
 
     wait_for(steps)
