@@ -42,9 +42,9 @@ class Aside:
         return future
 
     def drop(self, what: str) -> None:
-        """Takes back what was asked for, or waits until it is done."""
-        if (asked := self._asked.pop(what, None)) and not asked.cancel():
-            wait([asked])
+        """Takes back what was asked for. What is at work goes on, and nobody hears of it."""
+        if asked := self._asked.pop(what, None):
+            asked.cancel()
 
     def close(self) -> None:
         """Leaves all that is not at work."""

@@ -60,6 +60,7 @@ class Checkpoints:
     def forget(self, name: str) -> None:
         """Another machine goes on with the trial."""
         self._sent.pop(name, None)
+        self._fetching.drop(f"bring {name}")
 
     def close(self) -> None:
         self._sending.close()
@@ -74,8 +75,7 @@ class Checkpoints:
 
     def _there(self, name: str) -> dict[int, str]:
         """The paths of those that machines have handed over, by their steps."""
-        files = self.parcels.there(_place(name))
-        return {int(Path(file).stem): file for file in files if Path(file).stem.isdigit()}  # a store may show parts too
+        return {int(Path(file).stem): file for file in self.parcels.there(_place(name))}
 
     def _send(self, name: str) -> None:
         """In place of earlier ones."""

@@ -58,8 +58,11 @@ class SharedFolder:
         self._missed.setdefault(name, time.monotonic())  # a network drive may be slower than the database
         return False
 
+    def release(self, name: str) -> None:
+        """It has removed its checkpoint itself."""
+
     def gather(self, names: list[str]) -> bool:
-        return True
+        return all([self.fetch(name) for name in names])
 
     def carry(self, names: Iterable[str], still: Callable[[], bool]) -> None:
         """Their checkpoints are where all see them."""
@@ -73,7 +76,7 @@ class SharedFolder:
     def check(self) -> None:
         """Raises Trouble where waiting for the drive has been in vain."""
         for name, since in self._missed.items():
-            if time.monotonic() - since > PATIENCE:
+            if time.monotonic() - since > PATIENCE and not has_ended(self.folder / name):
                 raise Trouble(f"{self.folder / name} cannot be seen, though another machine has ended that trial.")
 
     def part(self, names: Iterable[str]) -> None:
@@ -142,6 +145,10 @@ class Exchange:
                 self._publish(name)
 
         self.aside.add(partial(self.parcels.tried, publish))
+
+    def release(self, name: str) -> None:
+        """The study knows how the trial has ended: nobody goes on with it."""
+        self.checkpoints.remove(name)
 
     def fetch(self, name: str) -> bool:
         """Whether the folder of a trial that has ended is here; it is brought here if need be."""
@@ -214,7 +221,6 @@ class Exchange:
             self.parcels.send(ENDED, name, _whole(self.folder / name))
         except FileNotFoundError:  # another worker of this machine has just dropped its adapter
             self.parcels.send(ENDED, name, _whole(self.folder / name))
-        self.checkpoints.remove(name)
 
     def _fetch(self, name: str) -> None:
         self.parcels.receive(f"{ENDED}/{name}.zip", name)

@@ -176,10 +176,10 @@ class Search:
                 self._finish(worker)
             else:
                 self._leave()
-            self.trials.hand_over()
 
     def _leave(self) -> None:
         """Another process leads, and does what is left to do."""
+        self.trials.hand_over()
         if self.has_own_folder:
             self._note("This machine has the trials that it has trained; the one that leads has all.")
             self.record.ended = now()
@@ -354,6 +354,7 @@ class Search:
         closing.sample(worker)
         self.trials.drop_adapters()
         self.trials.exchange.finish()
+        self.trials.hand_over()
         self.record.ended = now()
         self._save("complete")
         report = closing.report()

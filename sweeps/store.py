@@ -19,6 +19,7 @@ from mlflow.entities import (
     RunTag,
 )
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from lora_core.errors import UserError
@@ -168,13 +169,18 @@ class Store:
         return [info.path for info in self.client.list_artifacts(run_id, folder)]
 
     def fetch_file(self, run_id: str, file: str, place: Path) -> Path:
-        """Brings a file of a run to the folder `place`; returns where it is."""
-        return Path(self.client.download_artifacts(run_id, file, str(place)))
+        """Brings a file of a run to the folder `place`; returns where it is. MLflow's client would have a thread do it
+        that no process ends without."""
+        target = place / Path(file).name
+        self._artifacts_of(run_id)._download_file(file, str(target))
+        return target
 
     def remove_files(self, run_id: str, path: str) -> None:
         """Removes a file of a run, or a folder with all that is in it, if it is there."""
-        place = self.client.get_run(run_id).info.artifact_uri
-        get_artifact_repository(place, self.uri).delete_artifacts(path)
+        self._artifacts_of(run_id).delete_artifacts(path)
+
+    def _artifacts_of(self, run_id: str) -> ArtifactRepository:
+        return get_artifact_repository(self.client.get_run(run_id).info.artifact_uri, self.uri)
 
     def add_text(self, run_id: str, text: str, name: str) -> None:
         self.client.log_text(run_id, text, name)

@@ -1,6 +1,5 @@
 """The trials of a search: ask, train, tell, until the study has all of them."""
 
-import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -97,7 +96,8 @@ class Trials:
         self._tell()
         self._notice_others()
         self.exchange.check()
-        return over and all(trial.number in self._noticed for trial in self.study.ended)
+        all_known = all(trial.number in self._noticed for trial in self.study.ended)
+        return over and (all_known or not self.study.is_shared)
 
     def confirm(self, worker: Worker, free: int) -> None:
         """Trains the best again with other seeds, those of one seed together: they share the order of the data.
@@ -190,21 +190,25 @@ class Trials:
         self.exchange.carry(self.running, lambda: not self.study.lost())
 
     def leave(self) -> None:
-        """Once the training process has saved what was running: other machines may go on with it."""
+        """Once the training process has saved what was running: other machines may go on with it. Takes a few seconds
+        to hand over what they need for that."""
         self.exchange.part([*self.running, *(spec.name for spec in self.waiting or [])])
-        self.hand_over(PARTING)
-        self.exchange.close()
+        until = time.monotonic() + PARTING
+        try:
+            while not self._is_handed_over() and time.monotonic() < until:
+                time.sleep(MOMENT)  # this process is interrupted already
+        finally:
+            self.exchange.close()
 
-    def hand_over(self, seconds: float = math.inf) -> None:
-        """Waits until other machines can have all that they are to have of this one, if MLflow answers, or for so
-        long."""
-        until = time.monotonic() + seconds
-        while (self._untold or not self.exchange.is_idle) and self.exchange.problem is None:
-            if time.monotonic() > until:
-                break
-            self._tell()
+    def hand_over(self) -> None:
+        """Waits until other machines have all that they need of this one, if MLflow answers."""
+        while not self._is_handed_over():
             with interrupts.waiting():
                 time.sleep(MOMENT)
+
+    def _is_handed_over(self) -> bool:
+        self._tell()
+        return self.exchange.problem is not None or (not self._untold and self.exchange.is_idle)
 
     def _answer(self, report: Report) -> Go:
         if self.study.lost():
@@ -266,6 +270,7 @@ class Trials:
             record = self._untold.pop(0)
             if record.role == "trial" and record.number is not None:
                 self.study.tell(record)
+            self.exchange.release(record.name)
 
     def _unfinished(self) -> list[TrialSpec]:
         """The reference rows that are not there yet, trained by the one process that leads."""

@@ -1,6 +1,7 @@
 """`python -m tests.sweeps.saving WORDS`: the command line, whose training processes write checkpoints all the time.
 
-With STOPPED in the environment, the processes of that group get SIGSTOP as the first checkpoint is about to be sent.
+With STOPPED in the environment, the processes of that group get SIGSTOP as the first checkpoint is about to be carried,
+by the method of `Store` that STOPPED_AT names.
 """
 
 import math
@@ -8,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,19 +35,23 @@ class Popen(subprocess.Popen):
         super().__init__(argv, **options)
 
 
+def stopping(method: Callable[..., Any], group: int) -> Callable[..., Any]:
+    def carry(*given: Any) -> Any:
+        if any(str(each).startswith("checkpoints/") for each in given):
+            os.killpg(group, signal.SIGSTOP)
+        return method(*given)
+
+    return carry
+
+
 def main() -> int:
     from sweeps.cli import main
     from sweeps.store import Store
 
     subprocess.Popen = Popen  # type: ignore[misc]
-    real = Store.add_file
-
-    def add(self: Store, run_id: str, file: Path, folder: str) -> None:
-        if "STOPPED" in os.environ and folder.startswith("checkpoints/"):
-            os.killpg(int(os.environ["STOPPED"]), signal.SIGSTOP)
-        real(self, run_id, file, folder)
-
-    Store.add_file = add  # type: ignore[method-assign]
+    if "STOPPED" in os.environ:
+        method = os.environ["STOPPED_AT"]
+        setattr(Store, method, stopping(getattr(Store, method), int(os.environ["STOPPED"])))
     return main(sys.argv[1:])
 
 

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,11 +31,13 @@ from lora_core.records import (
     save_trial,
     saved_step,
 )
-from sweeps import exchange, parcels
+from lora_core.trial import TrialSpec
+from sweeps import exchange, interrupts, parcels, trials
 from sweeps.connect import FAILURES
 from sweeps.exchange import Exchange, SharedFolder
 from sweeps.parcels import ON_ITS_WAY, Parcels
 from sweeps.store import Store
+from sweeps.trials import Trials
 from sweeps.trouble import Trouble
 from tests.sweeps.helpers import empty_store
 from tests.sweeps.test_search import wait_for
@@ -121,13 +125,14 @@ def test_what_has_not_ended_yet_in_a_shared_folder(tmp_path: Path, monkeypatch: 
     trained(tmp_path, "running")
     assert not shared.fetch(NAME)
     shared.check()
+    assert not shared.gather([NAME]), "who takes over the lead sees all first"
     monkeypatch.setattr(exchange, "PATIENCE", 0.0)
     with pytest.raises(Trouble, match=f"{NAME} cannot be seen"):
         shared.check()
     shutil.rmtree(tmp_path / NAME)
     trained(tmp_path)
-    assert shared.fetch(NAME)
     shared.check()
+    assert shared.fetch(NAME) and shared.gather([NAME])
 
 
 def test_a_trial_gets_to_another_machine(machine: Callable[[str], Exchange]) -> None:
@@ -279,6 +284,28 @@ def test_what_is_dropped_while_it_is_on_its_way(machine: Callable[[str], Exchang
     assert there.fetch(NAME) and load_trial(there.folder / NAME).adapter is None
 
 
+def test_what_is_on_its_way_holds_up_nobody_who_gives_it_up(
+    machine: Callable[[str], Exchange], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was asked before another machine had it answers nothing later."""
+    monkeypatch.setattr(parcels, "MOMENT", 0.0)
+    here, there, slow, real = machine("here"), machine("there"), threading.Event(), Store.add_file
+    wait_for(lambda: here.bring(NAME))
+    here.bring(NAME)
+    wait_for(lambda: here.is_idle)
+    monkeypatch.setattr(Store, "add_file", lambda *given: slow.wait(10) and real(*given))
+    trained(here.folder)
+    assert not here.publish(NAME)
+    began = time.monotonic()
+    here.discard(NAME)
+    assert time.monotonic() - began < 5
+    slow.set()
+    saved(there.folder, 20)
+    carried(there, [NAME])
+    wait_for(lambda: here.bring(NAME))
+    assert saved_step(here.folder / NAME) == 20
+
+
 def test_a_trial_that_is_run_anew_is_handed_over_anew(
     machine: Callable[[str], Exchange], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -343,10 +370,13 @@ def test_a_trial_that_was_not_begun_or_has_ended_needs_none(machine: Callable[[s
 def test_a_checkpoint_goes_when_its_trial_ends(machine: Callable[[str], Exchange]) -> None:
     here, there = machine("here"), machine("there")
     saved(here.folder, 10)
-    here.carry([NAME], lambda: True)
+    carried(here, [NAME])
     shutil.rmtree(here.folder / NAME)
     trained(here.folder)
     wait_for(lambda: here.publish(NAME))
+    assert there.bring(NAME) and saved_step(there.folder / NAME) == 10, "the study does not know yet that it has ended"
+    here.release(NAME)
+    wait_for(lambda: here.is_idle)
     assert here.parcels.there("checkpoints") == [] and there.fetch(NAME)
 
 
@@ -405,6 +435,7 @@ def test_checkpoints_hold_up_nothing_else(machine: Callable[[str], Exchange], mo
             shutil.rmtree(here.folder / NAME)
             trained(here.folder)
             wait_for(lambda: here.publish(NAME))
+            here.release(NAME)
         slow.set()
         wait_for(lambda: here.is_idle)
         slow.clear()
@@ -425,6 +456,32 @@ def test_who_leaves_hands_over_what_was_saved_last(machine: Callable[[str], Exch
     for name in names:
         wait_for(lambda name=name: there.bring(name))  # type: ignore[misc]
         assert saved_step(there.folder / name) == 10
+
+
+@pytest.mark.parametrize(("takes", "is_told"), [(0.5, True), (20.0, False)])
+def test_one_that_is_interrupted_hands_over_what_it_has(
+    machine: Callable[[str], Exchange], monkeypatch: pytest.MonkeyPatch, takes: float, is_told: bool
+) -> None:
+    """If that takes seconds."""
+    here, real, over, told = machine("here"), Store.add_file, threading.Event(), []
+    monkeypatch.setattr(Store, "add_file", lambda *given: over.wait(takes) or real(*given))
+    monkeypatch.setattr(trials, "PARTING", 3.0)
+    study = SimpleNamespace(tell=lambda record: told.append(record.name))
+    left = Trials(None, study, None, here.folder, here, None, None)  # type: ignore[arg-type]
+    left._untold = [trained(here.folder)]
+    saved(here.folder, 10, "trial-0004")
+    left.running["trial-0004"] = TrialSpec("trial-0004", "trial", {}, "")
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), interrupts.handled(), ExitStack() as after:
+        after.callback(left.leave)
+        os.kill(os.getpid(), signal.SIGINT)
+        with interrupts.waiting():
+            raise AssertionError
+    assert time.monotonic() - began < 6
+    there = here.parcels.there("trials"), here.parcels.there("checkpoints/trial-0004")
+    assert there == (([f"trials/{NAME}.zip"], ["checkpoints/trial-0004/10.zip"]) if is_told else ([], []))
+    assert told == [NAME] * is_told
+    over.set()
 
 
 def test_one_that_has_slept_hands_over_no_checkpoint(machine: Callable[[str], Exchange]) -> None:

@@ -85,11 +85,17 @@ def test_a_trial_goes_on_elsewhere_from_its_checkpoint(
         assert not steps(), "they go when a trial ends"
 
 
-def test_a_server_that_hangs_holds_up_no_end(apart: Apart, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While a checkpoint is on its way to it; others can have the trials of a machine only once that is gone."""
-    server = apart.server.process.pid
+@pytest.mark.parametrize("method", ["add_file", "fetch_file"])
+def test_a_server_that_hangs_holds_up_no_end(apart: Apart, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    """While a checkpoint is on its way; others can have the trials of a machine only once that is gone."""
+    server, more = apart.server.process.pid, ["trainer.iters=3000"]
+    if method == "fetch_file":
+        before = apart.start(*more, module="tests.sweeps.saving")
+        wait_for(lambda: [*(apart.place.root / "artifacts").glob("*/*/artifacts/checkpoints/trial-*/*.zip")])
+        before.kill()
     monkeypatch.setenv("STOPPED", str(server))
-    machine = apart.start("trainer.iters=3000", module="tests.sweeps.saving")
+    monkeypatch.setenv("STOPPED_AT", method)
+    machine = apart.start(*more, module="tests.sweeps.saving")
     try:
         wait_for(lambda: Path(f"/proc/{server}/stat").read_text().split()[2] == "T")
         machine.send_signal(signal.SIGTERM)
