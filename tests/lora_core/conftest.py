@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lora_core import backend
+from lora_core import adamw, backend
 from lora_core.engine import Engine
 from lora_core.trial import TrialSpec
 from tests.lora_core.data_helpers import CHAT, PAIR, TEXT, make_tokenizer, write
@@ -41,3 +41,10 @@ def folder(tmp_path: Path) -> Path:
     write(tmp_path / "train.jsonl", TEXT, PAIR, CHAT)
     write(tmp_path / "valid.jsonl", {"prompt": "add 2", "completion": "four"})
     return tmp_path
+
+
+@pytest.fixture
+def even_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AdamW divides by little of a gradient's size. A gradient that is nothing but rounding, which depends on the
+    processor, becomes a whole step otherwise."""
+    monkeypatch.setattr(adamw, "EPSILON", 1e-3)

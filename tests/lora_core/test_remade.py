@@ -32,16 +32,16 @@ def engine_that(makes: bool) -> Engine:
         {"dropout": 0.1, "dropout_on": "input"},
     ],
 )
-def test_a_trial_learns_the_same(make_spec, monkeypatch, changes):
+def test_a_trial_learns_the_same(make_spec, monkeypatch, even_steps, changes):
     kept, made = (make_spec(name, iters=3, **changes) for name in ("kept", "made"))
     run(engine_that(makes=False), kept)
     run(engine_that(makes=True), made)
-    assert difference(kept, made) < 1e-4  # the gated unit's gradient is another formula, and AdamW divides by it
+    assert difference(kept, made) < 1e-5  # the gated unit's gradient is another formula
     follow = remade.Recipe.follow
     monkeypatch.setattr(remade.Recipe, "follow", lambda self, after: 1.1 * follow(self, after))
     broken = make_spec("broken", iters=3, **changes)
     run(engine_that(makes=True), broken)
-    assert difference(kept, broken) > 3e-4
+    assert difference(kept, broken) > 1e-3
 
 
 def difference(first: TrialSpec, second: TrialSpec) -> float:
