@@ -80,7 +80,8 @@ def test_a_trial_goes_on_elsewhere_from_its_checkpoint(
     monkeypatch.setattr(Trials, "_answer", answer)
     with tried(f"{'kill -9' if number == signal.SIGKILL else 'SIGTERM'} of a machine with a folder of its own"):
         assert main(apart.arguments()) == 0
-        assert max(again) == (name, at - at % 4), "its last evaluation before that"
+        last, step = max(again)  # its last evaluation before the checkpoint, or before one that came after the kill
+        assert last == name and step >= at - at % 4 > 0
         assert apart.place.results("machine1/s") == alone
         assert not steps(), "they go when a trial ends"
 
