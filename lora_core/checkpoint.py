@@ -17,6 +17,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from lora_core.config import ROOM
 from lora_core.errors import UserError
 from lora_core.layers import Weights
 from lora_core.records import CHECKPOINT, load_metrics, remove_checkpoint, write_json, write_metrics
@@ -87,7 +88,7 @@ def load_kept(slot: Slot, folder: Path) -> dict[int, State]:
 
 def _matters(config: dict[str, Any]) -> dict[str, Any]:
     """What of a configuration changes a result: another machine may have room for fewer slots."""
-    trainer = {key: value for key, value in config["trainer"].items() if key not in ("slots", "memory_fraction")}
+    trainer = {key: value for key, value in config["trainer"].items() if key not in ROOM}
     return {**config, "trainer": trainer, "keep_state": None}
 
 

@@ -84,6 +84,10 @@ class OptimizerConfig:
     schedule: str = "cosine"
 
 
+# Of the trainer's settings, those that change no result: they say what a machine has room for.
+ROOM = ("slots", "memory_fraction")
+
+
 @dataclass
 class TrainerConfig:
     iters: int | None = 300

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from typing import Any
 
 from lora_core.adapter_folder import digest
+from lora_core.config import ROOM
 from lora_core.records import StudyRecord
 from sweeps.axes import Axis
 from sweeps.config import SweepConfig
@@ -14,7 +15,7 @@ from sweeps.config import SweepConfig
 RUN_CONTROL = (
     "study", "n_trials", "storage", "output_dir", "adapter_path", "fuse", "fuse_quantization", "keep_state", "tracking",
     "cluster",
-    "search.name", "search.space", "search.confirm", "trainer.slots", "trainer.memory_fraction",
+    "search.name", "search.space", "search.confirm", *(f"trainer.{name}" for name in ROOM),
 )  # fmt: skip
 
 

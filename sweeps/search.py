@@ -207,9 +207,10 @@ class Search:
         crew = self.study.crew
         if crew.leaderless and not (self.leads or self.assists):
             self.study.take_lead()
-        if crew.leads and not self.leads and self.trials.gather():
+        leads = crew.leads
+        if leads and not self.leads and self.trials.gather():
             self._lead()
-        elif self.leads and not crew.leads:
+        elif self.leads and not leads:
             self._follow()
 
     def _await_lead(self) -> None:

@@ -46,8 +46,8 @@ def interrupted(folder: Path, steps: int, which=range(4)):
 
 
 def saved_steps(specs):
-    indexes = [Path(spec.folder) / CHECKPOINT for spec in specs]
-    return [json.loads(index.read_text())["host"]["step"] for index in indexes if index.exists()]
+    folders = [Path(spec.folder) for spec in specs]
+    return [saved_step(folder) for folder in folders if (folder / CHECKPOINT).exists()]
 
 
 @bits_are_promised

@@ -12,11 +12,9 @@ from sqlalchemy import Engine, event
 
 from sweeps.cli import main
 from tests.sweeps.faults import TABLE
-from tests.sweeps.helpers import Place
+from tests.sweeps.helpers import ROOT, Place
 from tests.sweeps.machines import Apart, Machines
 from tests.sweeps.test_telling import Server
-
-ROOT = Path(__file__).parents[2]
 
 
 @event.listens_for(Engine, "connect")

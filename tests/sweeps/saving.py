@@ -10,12 +10,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from lora_core import backend
-
-ROOT = Path(__file__).parents[2]
 
 
 def work() -> None:
@@ -31,7 +28,7 @@ def work() -> None:
 class Popen(subprocess.Popen):
     def __init__(self, argv: list[str], **options: Any) -> None:
         if argv[1:] == ["-m", "sweeps.worker"]:
-            argv, options["cwd"] = [sys.executable, "-m", "tests.sweeps.saving"], ROOT
+            argv = [sys.executable, "-m", "tests.sweeps.saving"]
         super().__init__(argv, **options)
 
 
