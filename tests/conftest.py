@@ -9,7 +9,14 @@ import pytest
 from lora_core import backend
 from tests import postgres
 
+# Processes that xdist starts share the cores: with more threads than cores they mostly wait for one another.
+if processes := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, str(max(1, (os.cpu_count() or 1) // processes)))
+
 backend.prepare()
+
+pytest_plugins = ["tests.fault_table"]
 
 # Set by `uv run pytest`. What the program prints must not depend on how the tests are started.
 os.environ.pop("UV_RUN_RECURSION_DEPTH", None)

@@ -22,7 +22,8 @@ from tempfile import TemporaryDirectory
 from lora_core.records import ADAPTER, TrialRecord, load_metrics, load_trial
 from sweeps.axes import hydra_text
 from sweeps.cli import main as lora_sweep
-from tests.sweeps.faults import FINISHED, Disturbed, Row, assert_whole
+from tests.fault_table import Row
+from tests.sweeps.faults import FINISHED, Disturbed, assert_whole
 from tests.sweeps.helpers import Place
 
 FROZEN = 20  # seconds

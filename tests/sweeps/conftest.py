@@ -1,4 +1,4 @@
-"""An empty folder, a machine that is worse than this one, and a table of what was survived."""
+"""An empty folder, a machine that is worse than this one, and several machines."""
 
 import sqlite3
 import subprocess
@@ -11,7 +11,6 @@ import pytest
 from sqlalchemy import Engine, event
 
 from sweeps.cli import main
-from tests.sweeps.faults import TABLE
 from tests.sweeps.helpers import ROOT, Place
 from tests.sweeps.machines import Apart, Machines
 from tests.sweeps.test_telling import Server
@@ -87,11 +86,3 @@ def alone(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> list[tu
     place = Place(tmp_path_factory.mktemp("alone"))
     assert main(Machines(place, f"sqlite:///{place.root}/optuna.db").arguments()) == 0
     return place.results()
-
-
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Of the faults that were tried, if there were any."""
-    if TABLE:
-        terminalreporter.write_line("\n| fault | tried | survived | trials lost |\n|---|---|---|---|")
-    for fault, row in TABLE.items():
-        terminalreporter.write_line(f"| {fault} | {row.tried} | {row.survived} | {row.lost} |")

@@ -3,40 +3,24 @@ numbers are exactly 0…N−1, progress never goes back, and the study ends at i
 
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import optuna
 
 from lora_core.records import TrialRecord, load_metrics, load_trials
 from sweeps.connect import open_client
+from tests.fault_table import Row
 from tests.sweeps.helpers import Place
 
 # Trials that do not learn from one another: each gives the same, whatever has happened to the others.
-INDEPENDENT = ("search/sampler=random", "search/pruner=none", "trainer.slots=2", "trainer.iters=32")
+INDEPENDENT = (
+    "search/sampler=random",
+    "search/pruner=none",
+    "trainer.slots=2",
+    "trainer.iters=32",
+    "trainer.eval_every=8",
+)
 FINISHED = 0
-
-
-@dataclass
-class Row:
-    """Of the table that a run of these tests ends with. `lost`: trials that had ended, and were gone or different."""
-
-    tried: int = 0
-    survived: int = 0
-    lost: int = 0
-
-
-TABLE: dict[str, Row] = {}
-
-
-@contextmanager
-def tried(fault: str, times: int = 1) -> Iterator[Row]:
-    """A block that does not fail where a fault is survived."""
-    row = TABLE.setdefault(fault, Row())
-    row.tried += times
-    yield row
-    row.survived += times
 
 
 @dataclass

@@ -12,6 +12,7 @@ from tests.sweeps.test_telling import Server
 
 N = 6
 GRACE = 3
+EVERY = 20  # steps between evaluations
 
 
 class Machines:
@@ -24,8 +25,14 @@ class Machines:
         self.seen: dict[str, float | None] = {}
 
     def arguments(self, *more: str) -> list[str]:
-        settings = [f"n_trials={N}", f"cluster.grace={GRACE}", f"storage={self.database}", "trainer.iters=120"]
-        settings += ["trainer.slots=1", "search/sampler=random", "search/pruner=none", *more]
+        settings = [f"n_trials={N}", f"cluster.grace={GRACE}", f"storage={self.database}", "trainer.slots=1"]
+        settings += [
+            "trainer.iters=120",
+            f"trainer.eval_every={EVERY}",
+            "search/sampler=random",
+            "search/pruner=none",
+            *more,
+        ]
         return self.place.search_arguments(*settings)
 
     def start(self, *more: str, module: str = "sweeps") -> subprocess.Popen:

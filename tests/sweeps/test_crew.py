@@ -17,7 +17,7 @@ from sweeps.requests import StopRequest
 from sweeps.storage import opening_shared
 from sweeps.study import Evaluation, Proposal, Study
 from tests import postgres
-from tests.sweeps.faults import tried
+from tests.fault_table import tried
 
 RATE = Axis("optimizer.learning_rate", "float", low=1e-5, high=1e-3, log=True)
 RANK = Axis("lora_parameters.rank", "categorical", choices=[2, 4])

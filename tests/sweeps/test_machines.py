@@ -18,7 +18,7 @@ from sweeps.display import Display
 from sweeps.study import Study
 from sweeps.telling import Teller
 from tests import postgres
-from tests.sweeps.faults import tried
+from tests.fault_table import tried
 from tests.sweeps.machines import GRACE, Machines, N, check
 from tests.sweeps.test_search import alive, wait_for
 

@@ -57,7 +57,8 @@ def test_a_mac_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def arguments(place: Place, *more: str) -> list[str]:
-    settings = ["n_trials=6", "trainer.slots=1", "trainer.iters=80", "search/sampler=random", "search/pruner=none"]
+    settings = ["n_trials=6", "trainer.slots=1", "trainer.iters=80", "trainer.eval_every=20"]
+    settings += ["search/sampler=random", "search/pruner=none"]
     return place.search_arguments(*settings, *more)
 
 
@@ -108,7 +109,7 @@ def test_both_end_with_the_first(tmp_path: Path, number: int, code: int) -> None
 def test_one_that_dies_or_hangs_holds_up_nobody(
     tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    place, started = Place(tmp_path), list[subprocess.Popen]()
+    place, started, struck = Place(tmp_path), list[subprocess.Popen](), list[str]()
     real_start, real_evaluated = members._start, Display.evaluated
 
     def start(*given: Any) -> subprocess.Popen:
@@ -117,13 +118,14 @@ def test_one_that_dies_or_hangs_holds_up_nobody(
 
     def evaluated(self: Display, trial: str, row: dict[str, float]) -> None:
         real_evaluated(self, trial, row)
-        if len(processes(place)) == 2 and started[0].poll() is None:  # of which one is the other worker's
+        if not struck and len(processes(place)) == 2:  # of which one is the other worker's
             started[0].send_signal(number)
+            struck.append(trial)
 
     monkeypatch.setattr(members, "_start", start)
     monkeypatch.setattr(members, "PATIENCE", 5.0)
     monkeypatch.setattr(Display, "evaluated", evaluated)
-    assert main(arguments(place, "cluster.workers=2", "cluster.grace=1", "trainer.iters=200")) == 0
+    assert main(arguments(place, "cluster.workers=2", "cluster.grace=1", "trainer.iters=120")) == 0
     assert "A worker ended early" in capsys.readouterr().out
     assert [trial.state for trial in place.trials()] == ["complete"] * 6
     assert place.record().state == "complete"

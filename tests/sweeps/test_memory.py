@@ -8,7 +8,8 @@ from typing import Any
 import optuna
 import pytest
 
-from tests.sweeps.faults import assert_whole, tried
+from tests.fault_table import tried
+from tests.sweeps.faults import assert_whole
 from tests.sweeps.helpers import Place, quick
 from tests.sweeps.test_search import mlflow_runs
 

@@ -19,8 +19,8 @@ from sweeps.exchange import Exchange
 from sweeps.protocol import Go, Report
 from sweeps.requests import STOPPED
 from sweeps.trials import PARTING, Trials
-from tests.sweeps.faults import tried
-from tests.sweeps.machines import Apart, N, check
+from tests.fault_table import tried
+from tests.sweeps.machines import EVERY, Apart, N, check
 from tests.sweeps.test_machines import children, signal_to
 from tests.sweeps.test_search import wait_for
 
@@ -66,7 +66,7 @@ def test_a_trial_goes_on_elsewhere_from_its_checkpoint(
         )
         return dict(found)
 
-    wait_for(steps)
+    wait_for(lambda: max(steps().values(), default=0) > EVERY)
     leads.send_signal(number)
     leads.wait()
     ((name, at),) = steps().items()
@@ -81,7 +81,7 @@ def test_a_trial_goes_on_elsewhere_from_its_checkpoint(
     with tried(f"{'kill -9' if number == signal.SIGKILL else 'SIGTERM'} of a machine with a folder of its own"):
         assert main(apart.arguments()) == 0
         last, step = max(again)  # what was evaluated before the checkpoint, or before one that came after the kill
-        assert last == name and step >= (at - 1) // 4 * 4
+        assert last == name and step >= (at - 1) // EVERY * EVERY > 0
         assert apart.place.results("machine1/s") == alone
         assert not steps(), "they go when a trial ends"
 

@@ -348,7 +348,7 @@ def wait_for(holds: Callable[[], bool], seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < end
-        time.sleep(0.02)
+        time.sleep(0.1)  # looking costs time of those that are waited for
 
 
 def test_a_diverging_trial_does_not_stop_the_search(place: Place) -> None:

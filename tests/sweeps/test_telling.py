@@ -26,7 +26,7 @@ from sweeps.run_values import CURVES
 from sweeps.standing import has_ended
 from sweeps.store import Store
 from sweeps.trial_run import TrialRun
-from tests.sweeps.faults import tried
+from tests.fault_table import tried
 from tests.sweeps.helpers import Place, quick
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("one_thread")]
