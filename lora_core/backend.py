@@ -84,8 +84,12 @@ def shares(workers: int) -> list[dict[str, str]]:
     cores = len(os.sched_getaffinity(0))
     if cores < workers:
         raise UserError(f"cluster.workers={workers}: there are {cores} CPU cores. Give at most one worker for each.")
-    threads = str(cores // workers)
-    return [{"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads} for _ in range(workers)]
+    return [threads(cores // workers)] * workers
+
+
+def threads(count: int) -> dict[str, str]:
+    """The part of the environment that has a process multiply with so many threads."""
+    return {"OMP_NUM_THREADS": str(count), "MKL_NUM_THREADS": str(count)}
 
 
 def _cuda_devices() -> list[str]:

@@ -11,8 +11,7 @@ from tests import postgres
 
 # Processes that xdist starts share the cores: with more threads than cores they mostly wait for one another.
 if processes := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(name, str(max(1, (os.cpu_count() or 1) // processes)))
+    os.environ.update(backend.threads(max(1, (os.cpu_count() or 1) // processes)) | os.environ)
 
 backend.prepare()
 

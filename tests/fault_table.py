@@ -39,7 +39,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Has no `workeroutput` if it died."""
+    """Adds the table of one process, unless that has died."""
     for fault, row in getattr(node, "workeroutput", {}).get("faults", {}).items():
         TABLE.setdefault(fault, Row()).add(*row)
 

@@ -64,6 +64,7 @@ def run(words: list[str], folder: Path) -> tuple[int, str]:
     environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
     environment["UV_RUN_RECURSION_DEPTH"] = "1"  # as `uv run` has it
     program = [str(PROGRAMS / words[0]), *words[1:]]
+    # The default search took 6 minutes on two cores; it may have one of a slow machine. Only what hangs takes an hour.
     done = subprocess.run(program, cwd=folder, env=environment, capture_output=True, text=True, timeout=3600)
     return done.returncode, done.stdout + done.stderr
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, event
 
+from lora_core import backend
 from sweeps.cli import main
 from tests.sweeps.helpers import ROOT, Place
 from tests.sweeps.machines import Apart, Machines
@@ -58,8 +59,8 @@ def short_of_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]
 def one_thread() -> Iterator[None]:
     """Several that take all cores each would mostly wait for one another."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setenv("MKL_NUM_THREADS", "1")
+        for name, value in backend.threads(1).items():
+            patch.setenv(name, value)
         yield
 
 

@@ -13,13 +13,8 @@ from tests.fault_table import Row
 from tests.sweeps.helpers import Place
 
 # Trials that do not learn from one another: each gives the same, whatever has happened to the others.
-INDEPENDENT = (
-    "search/sampler=random",
-    "search/pruner=none",
-    "trainer.slots=2",
-    "trainer.iters=32",
-    "trainer.eval_every=8",
-)
+INDEPENDENT = ("search/sampler=random", "search/pruner=none")
+INDEPENDENT += ("trainer.slots=2", "trainer.iters=32", "trainer.eval_every=8")
 FINISHED = 0
 
 

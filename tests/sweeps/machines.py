@@ -25,15 +25,9 @@ class Machines:
         self.seen: dict[str, float | None] = {}
 
     def arguments(self, *more: str) -> list[str]:
-        settings = [f"n_trials={N}", f"cluster.grace={GRACE}", f"storage={self.database}", "trainer.slots=1"]
-        settings += [
-            "trainer.iters=120",
-            f"trainer.eval_every={EVERY}",
-            "search/sampler=random",
-            "search/pruner=none",
-            *more,
-        ]
-        return self.place.search_arguments(*settings)
+        settings = [f"n_trials={N}", f"cluster.grace={GRACE}", f"storage={self.database}"]
+        settings += ["trainer.iters=120", f"trainer.eval_every={EVERY}", "trainer.slots=1"]
+        return self.place.search_arguments(*settings, "search/sampler=random", "search/pruner=none", *more)
 
     def start(self, *more: str, module: str = "sweeps") -> subprocess.Popen:
         self.running.append(self.place.start(*self.arguments(*more), module=module))

@@ -28,7 +28,7 @@ from tests.sweeps.test_search import alive, wait_for
 
 pytestmark = pytest.mark.faults
 
-TIMES = int(os.environ.get("FAULTS", 6))
+TIMES = int(os.environ.get("FAULTS", 10))
 MOMENT = 6.0  # seconds in which a process loads everything and trains a few trials
 
 
